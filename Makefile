@@ -1,0 +1,45 @@
+# The two to know: `make demo` and `make test`. Everything runs in .venv; nothing else on the machine is touched,
+# except that `make setup` installs Mosquitto where it is missing.
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+export VENV PYTHON
+
+BIN := $(VENV)/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra build
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench soak lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 15
+
+setup: ## .venv with the locked dependencies, and Mosquitto where it is missing
+	@scripts/setup.sh
+
+demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
+	@$(BIN)/edge-bridge demo $(ARGS)
+
+test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup ## throughput on this machine
+	@$(BIN)/edge-bridge bench $(ARGS)
+
+soak: setup ## the long tests: hours of faults (ARGS as for test)
+	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+
+lock: setup ## newest allowed versions, with hashes, into requirements/
+	@$(LOCK) --upgrade --extra dev --extra demo --output-file requirements/development.lock pyproject.toml
+	@$(LOCK) --upgrade --constraints requirements/development.lock --output-file requirements/runtime.lock pyproject.toml
+
+clean: ## what the other targets made
+	@rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

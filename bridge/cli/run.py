@@ -1,0 +1,39 @@
+"""`edge-bridge run`: the bridge itself, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+
+from bridge import log
+from bridge.config import load_from_environment
+from bridge.service import Service
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """`run` has no options but `--config`, which every command that reads the configuration has."""
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run the bridge; 0 after an orderly stop."""
+    loaded = load_from_environment(args.config)
+    os.umask(0o077)  # whatever is written belongs to this user alone
+    log.setup(loaded.settings.log.level, loaded.settings.log.format)
+    gc.freeze()  # what is loaded by now stays; the collector need not walk it again and again
+
+    async def serve() -> None:
+        await Service(loaded.settings, lambda: load_from_environment(args.config).settings).run()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve())
+    return 0
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # not there on every platform
+    except ImportError:
+        return None
+    return uvloop.Loop

@@ -1,0 +1,164 @@
+"""The disk thread: the one thread in which the disk queue lives, with a group commit around everything it is asked.
+
+The event loop hands over verbs and awaits their results; the thread takes all that have come in the meantime, runs
+them in one transaction and answers after the one sync. So neither the network nor the event loop ever waits for the
+disk (I7), and under load one fsync serves a whole group of puts, acks and takes. It never decides anything.
+
+If the disk is full the group is undone and each verb is tried alone: deletes and acks go on while puts fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+from bridge.disk_queue import DiskQueue
+from bridge.errors import DiskFailedError, DiskFullError
+from bridge.message import DeadRow, Row
+
+T = TypeVar("T")
+Verb = Callable[[DiskQueue], T]
+
+_GROUP_MAX = 64  # verbs in one transaction, so that no answer waits for an endless group
+_TIDY_STEPS = 8  # steps of housekeeping, at most, in one go
+_TIDY_EXCESS = 4096  # so many delivered rows too many are deleted at once, with a group that is written anyway
+
+
+class _Job(NamedTuple):
+    verb: Verb[Any]
+    answer: asyncio.Future[Any]
+
+
+class DiskThread:
+    """The disk queue's async face. Make it on the event loop that awaits it; `close()` ends thread and file."""
+
+    def __init__(self, disk_queue: DiskQueue, *, keep_seconds: float, keep_messages: int) -> None:
+        self._queue = disk_queue
+        self._keep = keep_seconds, keep_messages
+        self._loop = asyncio.get_running_loop()
+        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
+        self._maybe_ready = asyncio.Event()
+        self._maybe_ready.set()
+        self._group_started_at: float | None = None
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="disk", daemon=True)
+        self._thread.start()
+
+    # --- asked from the event loop -----------------------------------------------------------------------------
+
+    def run(self, verb: Verb[T]) -> asyncio.Future[T]:
+        """Run a verb in the next transaction; the result comes after its commit. Verbs run in the order asked."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._inbox.put(_Job(verb, answer))
+        return answer
+
+    async def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+        """Take the oldest ready rows; () if there are none."""
+        self._maybe_ready.clear()
+        rows = await self.run(lambda queue: queue.take(messages_max, bytes_max))
+        if rows:
+            self._maybe_ready.set()
+        return rows
+
+    async def ready(self) -> None:
+        """Return when `take` may have something: since the last empty take, rows were put, released or requeued."""
+        await self._maybe_ready.wait()
+
+    async def ack(self, row_ids: Sequence[int]) -> None:
+        """Taken rows become delivered (I2: only call it for rows that an answer covers)."""
+        await self.run(lambda queue: queue.ack_rows(row_ids))
+
+    async def reject(self, dead: Sequence[DeadRow]) -> None:
+        """Rows become dead, with reason and ledger."""
+        await self.run(lambda queue: queue.reject(dead))
+
+    async def release(self, row_ids: Sequence[int]) -> None:
+        """Taken rows become ready again."""
+        await self.run(lambda queue: queue.release(row_ids))
+        self.wake()
+
+    def wake(self) -> None:
+        """Tell waiting takers that there may be something."""
+        self._maybe_ready.set()
+
+    async def housekeep(self) -> None:
+        """Delete delivered rows that are too old or too many, and give free pages back; small steps, once a second."""
+        await self.run(self._tidy)
+        await self.run(lambda queue: queue.shrink())
+
+    def stalled_seconds(self) -> float:
+        """Return how long the group being written has been under way; 0 if none is."""
+        started_at = self._group_started_at
+        return 0.0 if started_at is None else time.monotonic() - started_at
+
+    def close(self) -> None:
+        """Finish what was asked, then end the thread and close the file. Blocks for that long."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    # --- in the thread -----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while (jobs := self._next_group()) is not None:
+                self._group_started_at = time.monotonic()
+                self._commit(jobs)
+                self._group_started_at = None
+        finally:
+            self._queue.close()
+
+    def _next_group(self) -> list[_Job] | None:
+        jobs: list[_Job] = []
+        while len(jobs) < _GROUP_MAX and not (jobs and self._inbox.empty()):
+            job = self._inbox.get()
+            if job is None:
+                if jobs:
+                    self._inbox.put(None)
+                break
+            jobs.append(job)
+        return jobs or None
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        try:
+            if self._failed:
+                raise self._failed
+            with self._queue.transaction():
+                results = [job.verb(self._queue) for job in jobs]
+                if self._queue.excess(self._keep[1]) > _TIDY_EXCESS:
+                    self._tidy(self._queue)
+        except DiskFullError as error:
+            if len(jobs) == 1:
+                self._answer([(jobs[0], None, error)])
+            else:
+                for job in jobs:
+                    self._commit([job])
+        except BaseException as error:  # noqa: BLE001 - the top of the thread: whoever asked gets it and ends loudly
+            if isinstance(error, DiskFailedError):
+                # After a failed sync the kernel may have forgotten the pages: what the file holds is unknown until
+                # it is opened anew, so nobody is told of a success from here on (I1, I2).
+                self._failed = error
+            self._answer([(job, None, error) for job in jobs])
+        else:
+            self._answer([(job, result, None) for job, result in zip(jobs, results, strict=True)])
+
+    def _tidy(self, disk_queue: DiskQueue) -> None:
+        for _ in range(_TIDY_STEPS):
+            if not disk_queue.tidy(*self._keep):
+                break
+
+    def _answer(self, answers: list[tuple[_Job, Any, BaseException | None]]) -> None:
+        self._loop.call_soon_threadsafe(_settle, answers)
+
+
+def _settle(answers: list[tuple[_Job, Any, BaseException | None]]) -> None:
+    for job, result, error in answers:
+        if job.answer.done():  # its asker was cancelled meanwhile
+            continue
+        if error is None:
+            job.answer.set_result(result)
+        else:
+            job.answer.set_exception(error)

@@ -1,0 +1,72 @@
+"""Errors, split by who must act; each knows its exit status and carries a hint.
+
+Expected outcomes are values (an HTTP 503 is a `Later`, an empty queue is an empty tuple), so what is raised
+here is always the end of something. Errors are caught once, in `bridge.cli`, and printed as one line and a hint.
+Foreign exceptions (sqlite3, paho, aiohttp, pydantic) never pass their door: the module that owns the library
+maps them to one of these.
+"""
+
+from __future__ import annotations
+
+
+class BridgeError(Exception):
+    """Base of all errors of this project: one line for people, and what to do about it."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class OperatorError(BridgeError):
+    """The operator must change something; a restart alone will not help. Exit status 2."""
+
+    exit_status = 2
+
+
+class ConfigError(OperatorError):
+    """The configuration is wrong. `problems` holds one line a problem, all of them at once."""
+
+    def __init__(self, problems: list[str], hint: str = "") -> None:
+        super().__init__("\n".join(problems), hint)
+        self.problems = problems
+
+
+class QueueUnusableError(OperatorError):
+    """The queue's folder or file cannot be used as it is: unwritable, in use, another program's."""
+
+
+class QueueInUseError(QueueUnusableError):
+    """Another bridge holds the lock of this queue folder; `pid` is that bridge's process id."""
+
+    def __init__(self, folder: str, pid: int | None) -> None:
+        who = f"process {pid}" if pid else "another process"
+        super().__init__(
+            f"the queue in {folder} is in use by {who}",
+            f"stop process {pid} first, or give this bridge a queue.path of its own"
+            if pid
+            else "stop the other bridge first, or give this one a queue.path of its own",
+        )
+        self.pid = pid
+
+
+class FaultError(BridgeError):
+    """The machine failed us; a supervisor may restart the process. Exit status 1."""
+
+
+class DiskFullError(FaultError):
+    """The file system or the database has no room; nothing of the transaction was stored. Passing: try again."""
+
+
+class DiskFailedError(FaultError):
+    """Reading or syncing the file failed. Nothing of the transaction may be confirmed; reopen before any other use."""
+
+
+class QueueDamagedError(FaultError):
+    """The file is not (any more) a sound database."""
+
+
+class TaskDiedError(FaultError):
+    """A named task of the service ended by an exception it should not have had."""

@@ -1,0 +1,180 @@
+"""What happened, as frozen values.
+
+Each running part reports by calling `emit(event)`; it never logs and never touches the status itself. Listeners
+(the status board, the logger, the metrics) get every event in order, on the event loop. Events are per group,
+never per message, so that they cost nothing at full speed. No payload, header or secret is ever part of one (I8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerConnected:
+    """The intake connection stands and every filter was answered for."""
+
+    session_present: bool
+    reconnects: int
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLost:
+    """The intake connection ended or could not be made; `retry_seconds` until the next try (None: none planned)."""
+
+    error: str
+    retry_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRefused:
+    """The broker refused one filter in its SUBACK."""
+
+    topic_filter: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionGranted:
+    """The broker granted one filter; `qos` is what it granted, `wanted_qos` what was asked."""
+
+    topic_filter: str
+    qos: int
+    wanted_qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Publishes were read from the broker."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One group was committed. `messages` new rows; redeliveries and copies not stored again; conflicts (stored)."""
+
+    messages: int
+    duplicates: int
+    conflicts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictSeen:
+    """A producer used an id twice for different payloads: warned about once a topic."""
+
+    topic: str
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Publishes were not taken (too large, ...), confirmed and written in the loss ledger."""
+
+    messages: int
+    topic: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Messages were given up at a bound of the queue, after the loss ledger had them."""
+
+    messages: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskTroubled:
+    """The disk refuses or stalls; intake does not confirm until `DiskRecovered`. `state` is `full` or `stalled`."""
+
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRecovered:
+    """The disk takes writes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An answer of the cloud covered these rows and they were acked. `latency_seconds`: of that one POST."""
+
+    messages: int
+    latency_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """Rows were refused for good and set aside as dead."""
+
+    messages: int
+    reason: str
+    status_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CloudAnswered:
+    """An answer came that let rows through: the destination is online."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloudFailed:
+    """A POST failed in a passing way (no answer, 5xx, broken answer, 429); the next one in `retry_seconds`."""
+
+    error: str
+    retry_seconds: float
+    throttled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CloudPaused:
+    """The destination refuses us as a whole (401, redirect, ...): rows are kept, one probe in `retry_seconds`."""
+
+    error: str
+    retry_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounted:
+    """A count of the queue, taken every status interval and after each change worth telling."""
+
+    ready: int
+    taken: int
+    delivered: int
+    dead: int
+    size_bytes: int
+    limit_bytes: int
+    disk_free_bytes: int
+    oldest_age_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The service is shutting down in order."""
+
+
+Event = (
+    BrokerConnected
+    | BrokerLost
+    | SubscriptionRefused
+    | SubscriptionGranted
+    | Received
+    | Stored
+    | ConflictSeen
+    | Refused
+    | Dropped
+    | DiskTroubled
+    | DiskRecovered
+    | Delivered
+    | Died
+    | CloudAnswered
+    | CloudFailed
+    | CloudPaused
+    | QueueCounted
+    | Stopping
+)
+
+Emit = Callable[[Event], None]

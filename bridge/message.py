@@ -1,0 +1,185 @@
+"""One message: what came from the broker, and the CloudEvent that it is stored and uploaded as.
+
+A `Publish` is encoded once, here, into the bytes of a CloudEvents 1.0 JSON object. These bytes are the row of the
+disk queue and, unchanged, an element of the upload: nothing is parsed and printed a second time, so every number
+keeps its digits. The members stand in a fixed order, data last:
+
+    {"specversion":"1.0","id":…,"source":…,"type":…,"subject":…,"time":…,"datacontenttype":"application/json","data":…}
+    {… ,"datacontenttype":"application/octet-stream","data_base64":"…"}
+
+Because quotes inside a JSON string are always escaped, the byte string `,"datacontenttype":` cannot occur inside
+the members before it: its first occurrence divides every stored event into head (whose) and tail (what).
+
+Pure: no clock, no randomness; the caller brings id and time.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+EVENT_TYPE = "edge.prediction.v1"
+JSON_DEPTH_MAX = 500  # deeper payloads travel as data_base64: common JSON parsers at the cloud stop near 1,000 levels
+
+_TAIL = b',"datacontenttype":'
+_JSON_TAIL = b',"datacontenttype":"application/json","data":'
+_HEAD = b'{"specversion":"1.0","id":"'
+
+
+class Publish(NamedTuple):
+    """One publication as the broker sent it (a NamedTuple because it is made once a message at full speed)."""
+
+    topic: str
+    payload: bytes
+    packet_id: int  # 0: QoS 0, nothing to confirm
+    dup: bool
+    user_id: str | None = None  # MQTT 5 user property `id`
+    content_type: str | None = None  # MQTT 5 property Content Type
+
+
+class Row(NamedTuple):
+    """A message with its place in the disk queue; `data` is the stored event, byte for byte what is uploaded."""
+
+    row_id: int
+    data: bytes
+
+
+class DeadRow(NamedTuple):
+    """A row refused for good, and why."""
+
+    row_id: int
+    reason: str
+    status_code: int | None = None
+    attempts: int = 0
+    excerpt: str = ""
+
+
+def parse_json(payload: bytes) -> tuple[bool, Any]:
+    """Tell whether the payload is JSON (RFC 8259, UTF-8, at most `JSON_DEPTH_MAX` deep), and what it says."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return False, None
+    if len(payload) > 2 * JSON_DEPTH_MAX and _may_be_deep(payload) and _depth(value) > JSON_DEPTH_MAX:
+        return False, None
+    return True, value
+
+
+def _may_be_deep(payload: bytes) -> bool:
+    return payload.count(b"[") + payload.count(b"{") > JSON_DEPTH_MAX
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for node in level
+            if isinstance(node, (dict, list))
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return depth
+
+
+_ID_MEMBER = re.compile(
+    r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}|[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}"
+)  # a UUID (RFC 9562) or a ULID (Crockford's base 32)
+_ID_CHARACTERS_MAX = 512  # longer ones are no ids; the message gets one of ours
+
+
+def producer_id(value: Any, id_fields: tuple[str, ...]) -> str | None:
+    """Return the producer's own id of a JSON payload: the first of `id_fields`, else an `id` that is a UUID or ULID.
+
+    Many payloads carry a camera's or a model's id as `id`; taking that for the message's would lose messages.
+    """
+    if not isinstance(value, dict):
+        return None
+    for field in id_fields:
+        found = value.get(field)
+        if isinstance(found, int) and not isinstance(found, bool):
+            found = str(found)
+        if isinstance(found, str) and 0 < len(found) <= _ID_CHARACTERS_MAX:
+            return found
+    found = value.get("id")
+    return found if isinstance(found, str) and _ID_MEMBER.fullmatch(found) else None
+
+
+def head_middle(source: str, subject: str, event_type: str = EVENT_TYPE) -> bytes:
+    """Return the part of the head between the id and the time; the same for every message of a topic."""
+    return b'","source":%b,"type":%b,"subject":%b,"time":"' % (
+        orjson.dumps(source),
+        orjson.dumps(event_type),
+        orjson.dumps(subject),
+    )
+
+
+def head(event_id: str, middle: bytes, time: str) -> bytes:
+    """Return everything before `,"datacontenttype":`; `time` is RFC 3339."""
+    return b'%b%b%b%b"' % (_HEAD, orjson.dumps(event_id)[1:-1], middle, time.encode())
+
+
+def tail(payload: bytes, *, is_json: bool, content_type: str | None = None) -> bytes:
+    """Return `,"datacontenttype":…}` for the payload; equal tails mean equal payloads."""
+    if is_json:
+        if b"\n" in payload or b"\r" in payload:
+            # Raw line breaks are not allowed inside JSON strings, so each one stands between tokens.
+            payload = payload.replace(b"\n", b" ").replace(b"\r", b" ")
+        return b"%b%b}" % (_JSON_TAIL, payload)
+    return b'%b%b,"data_base64":"%b"}' % (
+        _TAIL,
+        orjson.dumps(content_type or "application/octet-stream"),
+        binascii.b2a_base64(payload, newline=False),
+    )
+
+
+def split(data: bytes) -> tuple[bytes, bytes]:
+    """Divide a stored event into head and tail; the tail is empty if the bytes are not in our layout."""
+    at = data.find(_TAIL)
+    return (data[:at], data[at:]) if at >= 0 else (data, b"")
+
+
+def event_id(data: bytes) -> str:
+    """Return the id of a stored event."""
+    start = len(_HEAD)
+    end = data.find(b'","source":', start)
+    raw = data[start:end]
+    if not data.startswith(_HEAD) or end < 0:
+        return str(orjson.loads(data)["id"])
+    return raw.decode() if b"\\" not in raw else str(orjson.loads(b'"%b"' % raw))
+
+
+def payload_json(data: bytes) -> bytes:
+    """Return the bare payload of a stored event as JSON: the payload itself, or `{"data_base64":"…"}`."""
+    _, what = split(data)
+    if what.startswith(_JSON_TAIL):
+        return what[len(_JSON_TAIL) : -1]
+    if what:
+        return b"{" + what[what.index(b',"data_base64":') + 1 :]
+    event = orjson.loads(data)  # a CloudEvent that another program put into the queue
+    return orjson.dumps(event["data"] if "data" in event else {"data_base64": event.get("data_base64", "")})
+
+
+def uuid7(unix_ms: int, random_74_bits: int) -> str:
+    """Return a UUID version 7 (RFC 9562, section 5.7): 48 bits of time, 74 of randomness."""
+    a, b, c = random_74_bits >> 62, (random_74_bits >> 48) & 0x3FFF, random_74_bits & 0xFFFF_FFFF_FFFF
+    return f"{unix_ms >> 16 & 0xFFFF_FFFF:08x}-{unix_ms & 0xFFFF:04x}-7{a & 0xFFF:03x}-{0x8000 | b:04x}-{c:012x}"
+
+
+def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -> bytes | None:
+    """Turn what the stock library stored into a stored event: a CloudEvent keeps its id, other JSON gets one of ours.
+
+    None if the bytes are not JSON (a pickle is never loaded).
+    """
+    is_json, value = parse_json(stored)
+    if not is_json:
+        return None
+    if isinstance(value, dict) and value.get("specversion") == "1.0" and isinstance(value.get("id"), str):
+        return stored.replace(b"\n", b" ").replace(b"\r", b" ")
+    time = datetime.fromtimestamp(received_at or 0.0, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    event_id = uuid7(int((received_at or 0.0) * 1000), random_74_bits)
+    return head(event_id, head_middle(source, "imported"), time) + tail(stored, is_json=True)

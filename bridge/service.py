@@ -1,0 +1,295 @@
+"""The service: builds every part from the settings, runs each as a named task, and ends them in order.
+
+One TaskGroup holds all of it. A task that ends without being asked takes the service down loudly, by its name,
+with exit status 1, so that a supervisor starts it anew; what was confirmed is on disk, what was not comes again.
+
+Shutdown in order: read no more from the broker, store and confirm what was read, finish the POST in flight within
+the grace time, say `offline`, leave the broker with a farewell, close the file. Takes the queue's lock before it
+touches MQTT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from bridge import __version__
+from bridge.announcer import Announcer, StatusBoard, system_now
+from bridge.broker import Broker
+from bridge.disk_queue import DiskQueue, FolderLock
+from bridge.disk_thread import DiskThread
+from bridge.errors import BridgeError, ConfigError, OperatorError, TaskDiedError
+from bridge.events import BrokerConnected, DiskRecovered, DiskTroubled, Emit, Event, QueueCounted, Stopping
+from bridge.forwarder import Forwarder
+from bridge.intake import Intake
+from bridge.log import EventLogger
+from bridge.message import adopt
+from bridge.status import Bounds, Status, leaf_will, object_will
+from bridge.uploader import Uploader
+
+if TYPE_CHECKING:
+    from bridge.config import Settings
+
+_STALL_SECONDS = 5.0  # a commit that takes longer is reported; promise 6
+_TICK_SECONDS = 1.0
+_FILTERS_NOTE = "topic_filters"
+
+log = logging.getLogger(__name__)
+_random = random.SystemRandom().random
+
+Reload = Callable[[], "Settings"]
+
+
+class Service:
+    """The whole bridge. `run()` returns after an orderly stop and raises BridgeError after anything else."""
+
+    def __init__(self, settings: Settings, reload: Reload) -> None:
+        self._settings = settings
+        self._reload = reload
+        self._stop, self._hangup = asyncio.Event(), asyncio.Event()
+        self._stopping = False
+        self._source_name = f"edge/{settings.device_id}"
+        bounds = Bounds(settings.queue.max_messages, settings.queue.min_free_disk_bytes)
+        self._board = StatusBoard(Status.starting(__version__, settings.device_id, system_now(), bounds))
+        self._event_log = EventLogger(time.monotonic)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop in order."""
+        async with AsyncExitStack() as stack:
+            lock = FolderLock(self._settings.queue.path)
+            stack.callback(lock.release)
+            await self._open(stack)
+            with self._signals():
+                try:
+                    await self._serve()
+                except* BridgeError as errors:
+                    raise _first(errors) from None
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        queue = DiskQueue(
+            settings.queue.path,
+            durability=settings.queue.durability,
+            adopt=lambda data, at: adopt(data, at, self._source_name, secrets.randbits(74)),
+        )
+        self._disk = DiskThread(
+            queue,
+            keep_seconds=settings.queue.keep_delivered_seconds,
+            keep_messages=settings.queue.keep_delivered_messages,
+        )
+        stack.push_async_callback(asyncio.to_thread, self._disk.close)
+        former = await self._disk.run(lambda queue: orjson.loads(queue.note(_FILTERS_NOTE) or "[]"))
+        await self._count()
+        self._uploader = await stack.enter_async_context(Uploader(settings.upload, __version__))
+        self._forwarder = Forwarder(self._disk, self._uploader, settings.upload, self._emit)
+        self._intake = Intake(
+            settings.intake,
+            settings.queue,
+            source_name=self._source_name,
+            window=settings.mqtt.receive_maximum,
+            disk=self._disk,
+            emit=self._emit,
+            wall=time.time,
+            random_bits=secrets.randbits,
+        )
+        self._connect_parts(former)
+        await self._disk.run(lambda queue: queue.write_note(_FILTERS_NOTE, orjson.dumps(settings.mqtt.topics).decode()))
+        await stack.enter_async_context(self._web())
+
+    def _connect_parts(self, former_filters: list[str]) -> None:
+        settings = self._settings
+        # An MQTT connection has one will, and both the object and the leaf `state` must turn offline: two connections.
+        self._broker = Broker(
+            settings.mqtt,
+            client_id=settings.mqtt.client_id,
+            sink=self._intake.receive,
+            emit=self._emit,
+            random=_random,
+            filters=settings.mqtt.topics,
+            former_filters=[former for former in former_filters if former not in settings.mqtt.topics],
+            will=object_will(settings.status.topic, __version__, settings.device_id),
+            payload_bytes_max=settings.intake.max_payload_bytes,
+            on_session=self._intake.session,
+        )
+        self._intake.source = self._broker
+        self._status_link = Broker(
+            settings.mqtt,
+            client_id=f"{settings.mqtt.client_id}-status",
+            sink=lambda _messages, _epoch: None,
+            emit=self._on_status_link,
+            random=_random,
+            will=leaf_will(settings.status.topic),
+            persistent=False,
+        )
+        self._announcer = Announcer(
+            self._status_link.publish, self._board, settings.status.topic, settings.status.interval_seconds
+        )
+
+    @asynccontextmanager
+    async def _web(self) -> AsyncIterator[None]:
+        """Serve the page; a port that is taken must not keep predictions from being stored."""
+        if not self._settings.web.port:
+            yield
+            return
+        from bridge.web import WebServer  # not loaded where it is off
+
+        server = WebServer(self._settings.web.host, self._settings.web.port, self._board)
+        try:
+            await server.start()
+        except OperatorError as error:
+            log.warning("%s; going on without it (%s)", error.message, error.hint)
+        yield
+        await server.stop()
+
+    # --- running -----------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._named(name, work), name=name)
+                for name, work in {
+                    "broker": self._broker.run(),
+                    "status link": self._status_link.run(),
+                    "intake": self._intake.run(),
+                    "forwarder": self._forwarder.run(),
+                    "announcer": self._announcer.run(),
+                    "housekeeping": self._housekeep(),
+                    "disk watch": self._watch_disk(),
+                    "reload": self._reload_on_hangup(),
+                }.items()
+            ]
+            await self._stop.wait()
+            await self._stop_in_order()
+            for task in tasks:
+                task.cancel()
+
+    async def _named(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run one part; whatever ends it before it is stopped is fatal and says its name."""
+        try:
+            await work
+        except (asyncio.CancelledError, BridgeError):
+            raise
+        except Exception as error:
+            log.exception("task %s died", name)
+            raise TaskDiedError(f"task {name} died: {error!r}", "this is a defect: please report it") from error
+        if not self._stopping:
+            raise TaskDiedError(f"task {name} ended although nobody stopped it", "this is a defect: please report it")
+
+    async def _stop_in_order(self) -> None:
+        self._stopping = True
+        grace_seconds = self._settings.shutdown_grace_seconds
+        deadline = time.monotonic() + grace_seconds
+        self._broker.pause_reading()
+        await _within(deadline, self._intake.drained())
+        await _within(deadline + 1.0, self._forwarder.stop(max(0.0, deadline - time.monotonic())))
+        self._emit(Stopping())
+        self._announcer.goodbye()
+        await self._broker.farewell()
+        await self._status_link.farewell()
+
+    async def _housekeep(self) -> None:
+        bounds = self._settings.queue
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            await self._disk.housekeep()
+            if bounds.max_age_seconds:
+                before = time.time() - bounds.max_age_seconds
+                await self._disk.run(lambda queue: queue.drop_oldest(1000, "queue.max_age_seconds reached", before))  # noqa: B023
+            await self._count()
+
+    async def _count(self) -> None:
+        def look(queue: DiskQueue) -> QueueCounted:
+            counts, oldest = queue.counts(), queue.oldest_received_at()
+            return QueueCounted(
+                counts.ready,
+                counts.taken,
+                counts.delivered,
+                counts.dead,
+                counts.size_bytes,
+                self._settings.queue.max_bytes,
+                queue.disk_free_bytes(),
+                None if oldest is None else max(0.0, time.time() - oldest),
+            )
+
+        self._emit(await self._disk.run(look))
+
+    async def _watch_disk(self) -> None:
+        stalled = False
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            seconds = self._disk.stalled_seconds()
+            if seconds > _STALL_SECONDS and not stalled:
+                stalled = True
+                self._emit(DiskTroubled("stalled", f"a commit has not returned for {seconds:.0f} s"))
+            elif stalled and seconds <= _STALL_SECONDS:
+                stalled = False
+                self._emit(DiskRecovered())
+
+    # --- small crossings ---------------------------------------------------------------------------------------
+
+    def _emit(self, event: Event) -> None:
+        self._board.emit(event)
+        self._event_log(event)
+        if isinstance(event, BrokerConnected):
+            self._announcer.reconnected()  # the broker may have published this connection's will meanwhile
+
+    def _on_status_link(self, event: Event) -> None:
+        if isinstance(event, BrokerConnected):
+            self._announcer.reconnected()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Any:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    async def _reload_on_hangup(self) -> None:
+        """At each SIGHUP read the configuration again and apply what can change while running."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            try:
+                settings = await asyncio.to_thread(self._reload)
+                await self._uploader.reload(settings.upload)
+            except ConfigError as error:
+                log.error("configuration not reloaded, going on as before: %s", "; ".join(error.problems))  # noqa: TRY400
+                continue
+            self._forwarder.reconfigure(settings.upload)
+            logging.getLogger("bridge").setLevel(settings.log.level.upper())
+            fixed = [
+                name
+                for name in type(settings).model_fields
+                if name not in ("upload", "log") and getattr(settings, name) != getattr(self._settings, name)
+            ]
+            log.info("configuration reloaded%s", f"; only a restart changes {', '.join(fixed)}" if fixed else "")
+
+
+async def _within(deadline: float, work: Awaitable[None]) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(work, max(0.01, deadline - time.monotonic()))
+
+
+def _first(errors: BaseExceptionGroup[BridgeError]) -> BridgeError:
+    """Return the error that took the service down: the first that is not itself a group."""
+    for error in errors.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError(errors)
+
+
+__all__ = ["Emit", "Service"]

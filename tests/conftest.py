@@ -1,0 +1,37 @@
+"""Shared fixtures. A missing Mosquitto skips on a laptop and fails where CI is set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.harness import free_port as find_free_port
+from tests.harness.mosquitto import Mosquitto, program
+
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=200, print_blob=True, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture
+def free_port() -> int:
+    return find_free_port()
+
+
+@pytest.fixture
+def mosquitto_installed() -> None:
+    """Ask for it in every test that starts a broker of its own; `mosquitto` does already."""
+    if program("mosquitto") is None:
+        missing = "mosquitto is not installed: make setup"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path, mosquitto_installed: None) -> Iterator[Mosquitto]:
+    """A running broker under the shipped configuration, anonymous."""
+    with Mosquitto(tmp_path / "mosquitto") as broker:
+        yield broker

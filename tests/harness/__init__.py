@@ -1,0 +1,79 @@
+"""What the integration and acceptance tests stand on: real programs, and things that break them on purpose.
+
+Everything here waits for a condition with a deadline, never for time to pass, and runs on loopback and free ports.
+What must go on while a test thread blocks (a publisher, a proxy) lives in a `LoopThread` of its own, so it can be
+used from plain and from async tests alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.01
+
+
+def free_port() -> int:
+    """Return a loopback TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], T], timeout_seconds: float = 10, what: str = "") -> T:
+    """Return the condition's first true value; AssertionError when the deadline passes before there is one."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what or condition}"
+        time.sleep(POLL_SECONDS)
+    return value
+
+
+async def eventually(condition: Callable[[], T | Awaitable[T]], timeout_seconds: float = 10, what: str = "") -> T:
+    """`wait_until` for async tests; the condition may be a plain or an async function."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        answer = condition()
+        value = await answer if isinstance(answer, Awaitable) else answer
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what or condition}"
+        await asyncio.sleep(POLL_SECONDS)
+
+
+class LoopThread:
+    """An event loop in a thread of its own; whatever is still running on it is cancelled by `close`."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_seconds: float = 30) -> T:
+        """Run a coroutine over there and wait here for what it returns or raises."""
+        return self.spawn(work).result(timeout_seconds)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine over there."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self.run(self._cancel_all())
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(10)
+            self.loop.close()
+
+    @staticmethod
+    async def _cancel_all() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)

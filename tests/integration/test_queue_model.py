@@ -1,0 +1,157 @@
+"""Promise 39: any sequence of queue operations, with crash and reopen, leaves the queue equal to a reference model.
+
+Attacks I3 (a row is in exactly one state), I4 (after a restart every taken row is ready) and the counts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bridge.disk_queue import FILE_NAME, Counts, DiskQueue, NewRow
+from bridge.errors import QueueDamagedError
+from bridge.message import DeadRow, Row, head, head_middle, tail
+
+
+def event(number: int) -> bytes:
+    return head(f"m{number}", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b'"%d"' % number, is_json=True)
+
+
+class QueueModel(RuleBasedStateMachine):
+    """The disk queue beside an in-memory twin: `ready`, `taken`, `delivered`, `dead` by row id, in order of arrival."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="queue-model-"))
+        self.disk_queue = DiskQueue(self.folder, durability="crash")
+        self.rows: dict[int, bytes] = {}
+        self.ready: set[int] = set()
+        self.batches: list[tuple[int, ...]] = []
+        self.delivered: set[int] = set()
+        self.dead: set[int] = set()
+        self.next_id = 1
+
+    @initialize()
+    def start_empty(self) -> None:
+        assert self.disk_queue.counts()[:4] == (0, 0, 0, 0)
+
+    @rule(count=st.integers(1, 70))
+    def put(self, count: int) -> None:
+        new = range(self.next_id, self.next_id + count)
+        with self.disk_queue.transaction():
+            self.disk_queue.put_rows([NewRow(event(n), 1.0, n % 65536, f"m{n}") for n in new])
+        self.rows |= {n: event(n) for n in new}
+        self.ready |= set(new)
+        self.next_id += count
+
+    @rule(messages_max=st.integers(1, 40), bytes_max=st.integers(1, 5000))
+    def take(self, messages_max: int, bytes_max: int) -> None:
+        with self.disk_queue.transaction():
+            rows = self.disk_queue.take(messages_max, bytes_max)
+        ids = [row.row_id for row in rows]
+        assert len(rows) <= messages_max
+        assert len(rows) <= 1 or sum(len(row.data) for row in rows) <= bytes_max
+        assert ids == sorted(ids)
+        assert set(ids) <= self.ready
+        assert bool(ids) == bool(self.ready)
+        assert all(self.rows[row.row_id] == row.data for row in rows)
+        if ids:
+            assert ids[0] == min(self.ready), "the oldest ready row leaves first"
+        self.ready -= set(ids)
+        if ids:
+            self.batches.append(tuple(ids))
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        batch = data.draw(st.sampled_from(self.batches))
+        fate = data.draw(st.lists(st.sampled_from("adrk"), min_size=len(batch), max_size=len(batch)))
+        acked, dead, released = ([i for i, f in zip(batch, fate, strict=True) if f == kind] for kind in "adr")
+        with self.disk_queue.transaction():
+            self.disk_queue.ack_rows(acked)
+            self.disk_queue.reject([DeadRow(i, "because", 400, 1, "no") for i in dead])
+            self.disk_queue.release(released)
+        self.delivered |= set(acked)
+        self.dead |= set(dead)
+        self.ready |= set(released)
+        self.batches.remove(batch)
+        if kept := tuple(i for i, f in zip(batch, fate, strict=True) if f == "k"):
+            self.batches.append(kept)
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def fail_in_the_middle(self, data: st.DataObject) -> None:
+        batch = data.draw(st.sampled_from(self.batches))
+        try:
+            with self.disk_queue.transaction():
+                self.disk_queue.put_rows([NewRow(event(0), 1.0)])
+                self.disk_queue.ack_rows(batch)
+                self.disk_queue.take(5, 5000)
+                self.disk_queue.ack_rows(batch)
+        except QueueDamagedError:
+            return
+        raise AssertionError("acking twice must be noticed")
+
+    @rule(keep=st.integers(0, 30))
+    def tidy(self, keep: int) -> None:
+        with self.disk_queue.transaction():
+            while self.disk_queue.tidy(3600, keep):
+                pass
+        excess = len(self.delivered) - keep
+        self.delivered -= set(sorted(self.delivered)[: max(0, excess)])
+
+    @rule(count=st.integers(1, 20))
+    def drop_oldest(self, count: int) -> None:
+        with self.disk_queue.transaction():
+            dropped = self.disk_queue.drop_oldest(count, "bound")
+        victims = sorted(self.ready)[:count]
+        assert dropped == len(victims)
+        if victims:
+            loss = self.disk_queue.losses()[-1]
+            assert (loss.reason, loss.messages) == ("bound", len(victims))
+            assert list(loss.event_ids) == [f"m{n}" for n in victims]
+        self.ready -= set(victims)
+
+    @rule(crash=st.booleans())
+    def reopen(self, crash: bool) -> None:  # noqa: FBT001
+        if crash:
+            copy = Path(tempfile.mkdtemp(prefix="queue-model-"))
+            for name in (FILE_NAME, FILE_NAME + "-wal"):
+                if (self.folder / name).exists():
+                    shutil.copy(self.folder / name, copy / name)
+            self.disk_queue.close()
+            shutil.rmtree(self.folder)
+            self.folder = copy
+        else:
+            self.disk_queue.close()
+        self.disk_queue = DiskQueue(self.folder, durability="crash")
+        self.ready |= {i for batch in self.batches for i in batch}
+        self.batches = []
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        taken = sum(map(len, self.batches))
+        counts = self.disk_queue.counts()
+        assert counts == Counts(len(self.ready), taken, len(self.delivered), len(self.dead), counts.size_bytes)
+        assert self.disk_queue.newest_id() == self.next_id - 1 or not self.rows
+
+    def teardown(self) -> None:
+        self.disk_queue.close()
+        connection = sqlite3.connect(self.folder / FILE_NAME)
+        by_status = dict(connection.execute("SELECT status, COUNT(*) FROM ack_queue_default GROUP BY status"))
+        taken = sum(map(len, self.batches))
+        assert by_status.get(0, 0) + by_status.get(1, 0) == len(self.ready) + taken
+        assert (by_status.get(5, 0), by_status.get(9, 0)) == (len(self.delivered), len(self.dead))
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        connection.close()
+        shutil.rmtree(self.folder)
+
+
+TestQueueModel = QueueModel.TestCase
+TestQueueModel.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)

@@ -1,0 +1,116 @@
+"""docs/ARCHITECTURE.md, checked: who may import whom, one door per dependency, and what pure modules must not do.
+
+A new module needs its place in `LAYERS`; everything else here should not have to change.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "bridge"
+
+PURE = {"errors", "message", "events", "topics", "wire", "batch", "verdict", "backoff", "agenda", "status"}
+EDGES = {"broker", "disk_queue", "uploader", "web", "receiver"}
+LAYERS = (
+    {"errors"},
+    {"message", "events", "topics"},
+    {"config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log"},
+    EDGES,
+    {"disk_thread", "intake", "forwarder", "announcer"},
+    {"service"},
+    {"cli"},
+    {"__main__"},
+)
+DOORS = {
+    "paho": {"broker"},
+    "persistqueue": {"disk_queue"},
+    "sqlite3": {"disk_queue", "receiver"},  # the receiver is a program of its own, with a store of its own
+    "aiohttp": {"uploader", "web", "receiver"},
+}
+IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
+TOPS_OF_TASKS = {"service.py", "cli/__init__.py", "receiver/store.py"}  # the only places that catch everything
+
+FILES = [
+    pytest.param(path, id=path.relative_to(PACKAGE).as_posix())
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.parent != PACKAGE or path.name != "__init__.py"
+]
+each_file = pytest.mark.parametrize("path", FILES)
+
+
+def module_of(path: Path) -> str:
+    """`broker.py` and `web/metrics.py` → broker and web: a folder counts as one module."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def layer_of(module: str) -> int:
+    layers = [number for number, modules in enumerate(LAYERS) if module in modules]
+    assert layers, f"bridge.{module} has no place in LAYERS"
+    return layers[0]
+
+
+def nodes_of(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every imported name in full, inside functions and TYPE_CHECKING too: `from a import b` → a.b."""
+    names = set()
+    for node in nodes_of(path):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def used_names(path: Path) -> set[str]:
+    """`print` and `os.environ`, wherever they stand outside strings."""
+    return {ast.unparse(node) for node in nodes_of(path) if isinstance(node, (ast.Name, ast.Attribute))}
+
+
+@each_file
+def test_imports_point_one_way_and_edges_do_not_know_each_other(path: Path) -> None:
+    own = module_of(path)
+    imported = {name.split(".")[1] for name in imports_of(path) if name.startswith("bridge.")} - {own, "__version__"}
+    assert {name for name in imported if layer_of(name) > layer_of(own)} == set()
+    if own in EDGES:
+        assert imported & EDGES == set()
+
+
+@each_file
+def test_every_dependency_has_one_door(path: Path) -> None:
+    packages = {name.split(".")[0] for name in imports_of(path)}
+    assert {name for name in packages & DOORS.keys() if module_of(path) not in DOORS[name]} == set()
+
+
+@each_file
+def test_pure_modules_know_no_clock_chance_thread_await_or_environment(path: Path) -> None:
+    if module_of(path) not in PURE:
+        return
+    assert {name.split(".")[0] for name in imports_of(path)} & IMPURE == set()
+    assert [node for node in nodes_of(path) if isinstance(node, (ast.AsyncFunctionDef, ast.Await))] == []
+
+
+@each_file
+def test_only_the_command_line_prints_and_only_the_configuration_reads_the_environment(path: Path) -> None:
+    names = used_names(path)
+    assert "print" not in names or module_of(path) == "cli"
+    assert not names & {"os.environ", "os.getenv"} or module_of(path) == "config"
+    assert not imports_of(path) & {"os.environ", "os.getenv"}
+
+
+@each_file
+def test_everything_is_caught_only_at_the_top_of_a_task(path: Path) -> None:
+    caught = [node.type for node in nodes_of(path) if isinstance(node, ast.ExceptHandler)]
+    broad = [kind for kind in caught if kind is None or ast.unparse(kind) in {"Exception", "BaseException"}]
+    assert not broad or path.relative_to(PACKAGE).as_posix() in TOPS_OF_TASKS
+
+
+@each_file
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,0 +1,142 @@
+"""The stored event: its layout, its ids, and that a payload's bytes survive."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge import message
+
+TIME = "2026-11-23T18:00:00.000000Z"
+
+
+def stored(payload: bytes, *, event_id: str = "7", topic: str = "edge/predictions/a") -> bytes:
+    is_json, _ = message.parse_json(payload)
+    return message.head(event_id, message.head_middle("edge/press-4", topic), TIME) + message.tail(
+        payload, is_json=is_json
+    )
+
+
+def test_a_json_payload_becomes_the_data_of_a_cloudevent() -> None:
+    assert orjson.loads(stored(b'{"label":"cat"}')) == {
+        "specversion": "1.0",
+        "id": "7",
+        "source": "edge/press-4",
+        "type": "edge.prediction.v1",
+        "subject": "edge/predictions/a",
+        "time": TIME,
+        "datacontenttype": "application/json",
+        "data": {"label": "cat"},
+    }
+
+
+def test_numbers_keep_every_digit_as_it_came() -> None:
+    payload = b'{"p": 0.10000000000000000555, "big": 123456789012345678901234567890, "e": 1E-7}'
+    assert payload in stored(payload)
+
+
+def test_line_breaks_between_tokens_become_spaces_so_that_one_event_is_one_line() -> None:
+    event = stored(b'{\r\n  "a": "x\\ny",\n  "b": 2\n}')
+    assert b"\n" not in event
+    assert b"\r" not in event
+    assert orjson.loads(event)["data"] == {"a": "x\ny", "b": 2}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"NaN", b"{'a': 1}", b"\xff\xfe", b'{"a":1', b"1" * 5000, b'"\\ud800"', b"\xef\xbb\xbf1", b"[" * 100_000],
+    ids=["empty", "NaN", "quotes", "not UTF-8", "cut", "5,000 digits", "lone surrogate", "BOM", "100,000 deep"],
+)
+def test_what_is_not_json_travels_as_base64_unchanged(payload: bytes) -> None:
+    event = orjson.loads(stored(payload))
+    assert "data" not in event
+    assert base64.b64decode(event["data_base64"]) == payload
+
+
+def test_nesting_that_common_parsers_refuse_travels_as_base64() -> None:
+    shallow = b"[" * message.JSON_DEPTH_MAX + b"1" + b"]" * message.JSON_DEPTH_MAX
+    assert "data" in orjson.loads(stored(shallow[1:-1]))
+    deep = b'{"a":[' * 300 + b"1" + b"]}" * 300
+    assert "data_base64" in orjson.loads(stored(deep))
+
+
+@given(payload=st.binary(max_size=200), event_id=st.text(min_size=1, max_size=40), topic=st.text(max_size=40))
+def test_any_payload_id_and_topic_can_be_read_back(payload: bytes, event_id: str, topic: str) -> None:
+    event = stored(payload, event_id=event_id, topic=topic)
+    decoded = orjson.loads(event)
+    assert (decoded["id"], decoded["subject"]) == (event_id, topic)
+    assert message.event_id(event) == event_id
+    assert b"\n" not in event
+    _, what = message.split(event)
+    assert what == message.tail(payload, is_json="data" in decoded)
+
+
+@given(value=st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda c: st.lists(c)))
+def test_the_bare_payload_of_a_json_event_is_what_came(value: object) -> None:
+    payload = orjson.dumps(value)
+    assert message.payload_json(stored(payload)) == payload
+
+
+def test_the_bare_payload_of_other_bytes_is_named_as_base64() -> None:
+    assert orjson.loads(message.payload_json(stored(b"\x00\x01"))) == {"data_base64": "AAE="}
+
+
+def test_a_payload_cannot_forge_the_border_between_head_and_tail() -> None:
+    payload = b'{"x":",\\"datacontenttype\\":","y":{"datacontenttype":"application/json","data":5}}'
+    head, what = message.split(stored(payload, event_id='","datacontenttype":', topic=',"datacontenttype":'))
+    assert head.endswith(TIME.encode() + b'"')
+    assert what == message.tail(payload, is_json=True)
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        ({"prediction_id": "a", "event_id": "b"}, "a"),
+        ({"event_id": 17}, "17"),
+        ({"message_id": ""}, None),
+        ({"message_id": True}, None),
+        ({"message_id": "x" * 513}, None),
+        ({"id": "camera-4"}, None),
+        ({"id": 12}, None),
+        ({"id": "0190163d-8694-739b-aea5-966c26f8ad91"}, "0190163d-8694-739b-aea5-966c26f8ad91"),
+        ({"id": "01ARZ3NDEKTSV4RRFFQ69G5FAV"}, "01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        (["prediction_id"], None),
+        ("text", None),
+    ],
+)
+def test_the_producers_id_is_taken_only_where_it_is_one(payload: object, expected: str | None) -> None:
+    assert message.producer_id(payload, ("prediction_id", "event_id", "message_id")) == expected
+
+
+def test_a_bare_id_counts_if_it_is_asked_for_by_name() -> None:
+    assert message.producer_id({"id": "camera-4"}, ("id",)) == "camera-4"
+
+
+@given(ms=st.integers(0, 2**48 - 1), bits=st.integers(0, 2**74 - 1))
+def test_our_own_ids_are_uuids_of_version_7(ms: int, bits: int) -> None:
+    made = uuid.UUID(message.uuid7(ms, bits))
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert made.int >> 80 == ms
+
+
+def test_our_own_ids_sort_as_they_were_made() -> None:
+    made = [message.uuid7(1_700_000_000_000, (1 << 74) - 1), message.uuid7(1_700_000_000_001, 0)]
+    assert made == sorted(made)
+
+
+def test_what_the_stock_library_stored_becomes_an_event_once() -> None:
+    event = message.adopt(b'{"label": "cat"}', 1_700_000_000.0, "edge/press-4", 5)
+    assert event is not None
+    decoded = orjson.loads(event)
+    assert decoded["data"] == {"label": "cat"}
+    assert uuid.UUID(decoded["id"]).version == 7
+    assert message.adopt(event, 0.0, "edge/other", 6) == event
+
+
+def test_a_pickle_is_never_loaded() -> None:
+    assert message.adopt(b"\x80\x04\x95\x0b\x00\x00\x00", 1.0, "edge/x", 0) is None
