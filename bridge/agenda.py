@@ -13,7 +13,7 @@ order (I6). A verdict puts what is left of a piece back to the front. Three sear
     most 2·log2(B) + 1 requests, and only a row that was refused alone is dead.
 *   A batch keeps drawing 5xx although something else passed since it first did: a row that the server cannot digest
     is suspected and the piece halved. To find out whether anything else passes, the probe of a long outage is one
-    row; if that row is the bad one itself, now and then the row behind it is tried instead. This is the only case
+    row; if that row is the bad one itself, now and then one behind it is tried instead. This is the only case
     besides `aside` in which a row overtakes another, and it needs many 5xx answers to one single row.
 *   A row that is found to be the culprit of 5xx, or that the answers keep telling "later", is set aside: it is tried
     again at its own pace and no longer holds up the others. At most one batch's worth of rows is aside.
@@ -39,7 +39,8 @@ from bridge.verdict import Cause, Dead, Delivered, Halve, Later, Partly, Pause, 
 SUSPECT_FAILURES = 3  # 5xx answers to one batch before it may be halved
 WHOLE_FAILURES = 10  # unanswered posts of one batch before it may be cut
 ASIDE_FAILURES = 5  # answers "later" to the same rows before they are set aside
-OVERTAKE_EVERY = 5  # each so many failures of a single row in front, the row behind it is tried
+OVERTAKE_EVERY = 5  # each so many failures of a single row in front, one behind it is tried
+OVERTAKERS_MAX = 8  # and not always the same one, which may be as bad
 
 Delay = Callable[[int], float]  # failures so far → seconds, with jitter
 
@@ -75,7 +76,8 @@ class _Piece:
     suspect: bool = False  # part of a piece that failed while others passed
     failed_at: int | None = None  # how much had passed when it (or what it is part of) first drew a 5xx
     accused: bool = False  # its twin is being posted; if that passes whole, this one holds the bad row
-    overtaking: bool = False
+    overtakes: int = 0  # pieces in front of it, while it is tried before them
+    overtook: int = 0  # how often that was in vain
     is_aside: bool = False
     not_before: float = 0.0
 
@@ -167,10 +169,17 @@ class Agenda:
         return unclear and len(piece.batch.rows) == 1 and piece.failures > 0 and piece.failures % every == 0
 
     def _overtake(self, piece: _Piece) -> _Piece:
+        """Try a row from behind before the one in front: the first of those that were tried least."""
         self._acquit()
-        behind = self._cut(self._line.popleft(), 1)
+        place = min(range(min(len(self._line), OVERTAKERS_MAX)), key=lambda at: self._line[at].overtook)
+        chosen = self._line[place]
+        del self._line[place]
+        if len(chosen.batch.rows) > 1:
+            first, rest = split(chosen.batch, 1)
+            self._line.insert(place, replace(chosen, batch=rest))
+            chosen = replace(chosen, batch=first)
         self._line.appendleft(replace(piece, failures=piece.failures + 1))
-        return replace(behind, overtaking=True)
+        return replace(chosen, overtakes=place + 1)
 
     # ---- what a verdict changes ----
 
@@ -334,10 +343,9 @@ class Agenda:
     def _put_back(self, piece: _Piece) -> None:
         if piece.is_aside:
             self._aside.append(piece)
-        elif piece.overtaking and self._line:
-            self._line.insert(1, replace(piece, overtaking=False))
         else:
-            self._line.appendleft(replace(piece, overtaking=False))
+            overtook = piece.overtook + bool(piece.overtakes)
+            self._line.insert(piece.overtakes, replace(piece, overtakes=0, overtook=overtook))
 
     def _postpone(self, piece: _Piece, not_before: float, *, aside: bool = False) -> None:
         """Keep rows that have a delay of their own: in front of all others, or aside once that would hold these up."""

@@ -1,7 +1,7 @@
 """Backoff and breaker: when the destination may be asked next, and by how much of the queue.
 
-A failure opens the breaker for everybody; when its time is up, one lane probes while the others wait; whatever lets
-rows through closes it. The first few probes repeat the failed batch as it is, so that an answer which got lost finds
+A failure opens the breaker for everybody; when its time is up, one lane probes while the others wait; a probe that
+gets an answer closes it. The first few probes repeat the failed batch as it is, so that an answer which got lost finds
 the same rows under the same key; a longer outage is probed with one row. A destination that refuses us (401, a
 redirect) is paused: one row a minute, or at once when somebody changed something.
 
@@ -116,9 +116,15 @@ def failed(breaker: Breaker, until: float) -> Breaker:
             assert_never(never)
 
 
-def passed(_breaker: Breaker) -> Breaker:
-    """Report that the destination works."""
-    return Closed()
+def passed(breaker: Breaker) -> Breaker:
+    """Report that the destination works. A post begun before others failed proves nothing: their delay stands."""
+    match breaker:
+        case Closed() | HalfOpen():
+            return Closed()
+        case Open() | Paused():
+            return breaker
+        case never:
+            assert_never(never)
 
 
 def refused(_breaker: Breaker, now: float) -> Breaker:

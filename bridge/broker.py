@@ -17,7 +17,7 @@ import contextlib
 import ssl
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import paho.mqtt.client as paho
@@ -101,7 +101,7 @@ def lane_fits() -> bool:
 
 
 class Broker:
-    """One MQTT connection that is kept up: `run()` until cancelled. All calls on the event loop's thread.
+    """One MQTT connection that is kept up: `run()` until `farewell()`. All calls on the event loop's thread.
 
     `sink` gets what arrives, with the epoch of its connection. `filters` are subscribed at every connect, each
     answered for by its own event; `former_filters` are unsubscribed (a persistent session remembers them).
@@ -186,13 +186,15 @@ class Broker:
     # --- the life of the connection ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Connect, hold, and connect again with full jitter, until cancelled. Raises what the sink raised."""
+        """Connect, hold, and connect again with full jitter, until `farewell`. Raises what the sink raised."""
         attempt = 0
         while True:
             error = await self.connect()
             if not error:
                 attempt = 0
                 error = await self.hold()
+            if self._said_farewell:
+                return
             retry_seconds = delay_seconds(attempt, self._random(), _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS)
             attempt += 1
             self._emit(BrokerLost(error, retry_seconds))
@@ -445,7 +447,7 @@ class Broker:
         return settings.host if settings.transport == "unix" else f"{settings.host}:{settings.port}"
 
 
-async def watch_topic(settings: MqttSettings, topic: str) -> AsyncIterator[bytes]:
+async def watch_topic(settings: MqttSettings, topic: str) -> AsyncGenerator[bytes, None]:
     """Yield every payload of a topic, the retained one first, over a connection of its own.
 
     Raises OperatorError if the broker refuses us, FaultError if it cannot be reached or goes away.

@@ -471,7 +471,8 @@ class DiskQueue(SQLiteAckQueue):
         """Give some free pages back to the file system, if more than a quarter of the file is free."""
         free = self._pragma("freelist_count")
         if free > _VACUUM_PAGES and free * 4 > self._pragma("page_count"):
-            self._conn.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+            for _ in range(_VACUUM_PAGES):  # one at a time: sqlite3 stops the pragma after its first step
+                self._conn.execute("PRAGMA incremental_vacuum(1)")
             self._changed = True
 
     # --- questions ---------------------------------------------------------------------------------------------

@@ -102,10 +102,9 @@ class _Destination:
             self.limits = self.limits.shrunk(settled.refused_body_bytes)
         match settled.effect:
             case Effect.PASSED:
-                self._pass()
-                self._tell_online()
+                self._pass(took_rows=True)
             case Effect.ANSWERED:
-                self._pass()
+                self._pass(took_rows=False)
             case Effect.FAILED:
                 self._fail(settled)
             case Effect.REFUSED:
@@ -118,11 +117,12 @@ class _Destination:
         if self.breaker != before:
             self.wake()
 
-    def _pass(self) -> None:
-        self.breaker, self._pause_told = backoff.passed(self.breaker), None
-
-    def _tell_online(self) -> None:
-        if not self._is_known_online:
+    def _pass(self, *, took_rows: bool) -> None:
+        self.breaker = backoff.passed(self.breaker)
+        if not isinstance(self.breaker, Closed):
+            return
+        self._pause_told = None
+        if took_rows and not self._is_known_online:
             self._is_known_online = True
             self._emit(CloudAnswered())
 

@@ -300,14 +300,14 @@ class Store:
             if arrival.dup and self._was_stored(queue, epoch, arrival):
                 duplicates += 1
                 continue
-            if own_id is not None:
-                stored_tail = known.setdefault(own_id, arrival.tail)
-                if stored_tail is not arrival.tail:
-                    if stored_tail == arrival.tail:
-                        duplicates += 1
-                        continue
-                    conflicts.append((arrival.topic, own_id))
-                    own_id = None
+            if own_id is not None and own_id in known:
+                if known[own_id] == arrival.tail:
+                    duplicates += 1
+                    continue
+                conflicts.append((arrival.topic, own_id))
+                own_id = None
+            elif own_id is not None:
+                known[own_id] = arrival.tail
             data = head(own_id or self._fresh_id(), arrival.middle, arrival.time) + arrival.tail
             # A packet id of a session that the broker has forgotten since says nothing about later messages.
             packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None

@@ -315,7 +315,7 @@ def tree(status: Status, now: Now) -> Tree:
     return {
         **_header(status, now),
         "broker": {"connected": status.broker.connected, "reconnects": status.broker.reconnects},
-        "cloud": _cloud_tree(status.cloud),
+        "cloud": _cloud_tree(status.cloud, now),
         "queue": _queue_tree(status),
         "messages": {name: getattr(status.messages, name) for name in Messages.__slots__},
         "load": {"received": _load_tree(status.received_load), "delivered": _load_tree(status.delivered_load)},
@@ -333,13 +333,16 @@ def _header(status: Status, now: Now) -> Tree:
     }
 
 
-def _cloud_tree(cloud: Cloud) -> Tree:
+def _cloud_tree(cloud: Cloud, now: Now) -> Tree:
     latencies = sorted(cloud.latencies_seconds)
+    next_attempt_at = cloud.next_attempt_at
+    if next_attempt_at is not None and next_attempt_at <= now.wall:
+        next_attempt_at = None  # it is under way
     return {
         "state": cloud.state.value,
         "last_success_at": None if cloud.last_success_at is None else timestamp(cloud.last_success_at),
         "last_error": cloud.last_error,
-        "next_attempt_at": None if cloud.next_attempt_at is None else timestamp(cloud.next_attempt_at),
+        "next_attempt_at": None if next_attempt_at is None else timestamp(next_attempt_at),
         "latency_ms": {"p50": _percentile_ms(latencies, 50), "p99": _percentile_ms(latencies, 99)},
     }
 

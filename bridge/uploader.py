@@ -302,7 +302,7 @@ def _is_unsent(error: Exception) -> bool:
 
 def _os_words(error: OSError) -> str:
     """Name the error by its number: texts of the event loops differ, and may hold several errors and addresses."""
-    return os.strerror(error.errno).lower() if error.errno else "no address could be reached"
+    return os.strerror(error.errno).lower() if error.errno else "the peer is gone"
 
 
 def _since(started_at: float) -> float:

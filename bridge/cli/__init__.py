@@ -45,7 +45,7 @@ COMMANDS = {
     },
     "Configure": {
         "check-config": Command("check_config", "whether the configuration is right; all problems at once"),
-        "config": Command("config", "schema: every key there is; show: each value and where it came from"),
+        "config": Command("config", "every key there is (schema), each value and where it came from (show)"),
     },
     "Develop": {
         "receiver": Command("receiver", "a cloud end to test against, and to copy", takes_config=False),
@@ -133,7 +133,7 @@ def _no_command(word: str) -> OperatorError:
         return OperatorError("a command is missing", "`edge-bridge --help` lists them; `edge-bridge demo` shows it all")
     if word.startswith("-"):
         return OperatorError(
-            f"there is no option {word} before a command", "write the command first: edge-bridge --help"
+            f"there is no option {word} before a command", "options stand behind the command: edge-bridge --help"
         )
     near = difflib.get_close_matches(word, _BY_NAME, n=1)
     advice = f"did you mean `edge-bridge {near[0]}`? " if near else ""

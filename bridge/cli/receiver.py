@@ -13,6 +13,7 @@ from bridge.errors import OperatorError
 from bridge.receiver.app import ReceiverOptions, run
 
 PORT_DEFAULT = 8088
+PORT_MAX = 65_535
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +51,8 @@ def _announce(url: str) -> None:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port number (0 to 65535)")
+    if not (text.isascii() and text.isdigit() and int(text) <= PORT_MAX):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number (0 to {PORT_MAX})")
     return int(text)
 
 

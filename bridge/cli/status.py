@@ -60,7 +60,7 @@ def execute(args: argparse.Namespace) -> int:
     from bridge.broker import watch_topic
     from bridge.config import load_from_environment
 
-    settings = load_from_environment(args.config).settings
+    settings = load_from_environment(args.config, needs_upload=False).settings
     where = f"{settings.status.topic} at {broker_name(settings.mqtt)}"
     source = partial(watch_topic, settings.mqtt, settings.status.topic)
     if not args.watch:

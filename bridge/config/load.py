@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from bridge.config.problems import KEYS, SECTIONS, Key, problems_in, shown, unknown
 from bridge.config.rules import Problem
@@ -67,7 +67,7 @@ class Examined:
 def load_from_environment(config_argument: Path | None, *, needs_upload: bool = True) -> Loaded:
     """Load what this process was started with; `config_argument` is the value of --config. Raises ConfigError.
 
-    A command that only talks to the broker says `needs_upload=False`: then upload.url may be missing.
+    A command that only talks to the broker says `needs_upload=False`: then nothing in [upload] need be there, or right.
     """
     return load(config_argument, os.environ, needs_upload=needs_upload)
 
@@ -96,12 +96,14 @@ def examine(path: Path | None, environ: Mapping[str, str], *, needs_upload: bool
     problems: list[Problem] = []
     file = chosen_file(path, environ)
     variables = _environment_layer(environ, problems.append)
-    if not needs_upload:
-        variables = {"upload.url": Given(_ANY_URL, "not needed")} | variables
     tables = _file_layer(file, problems.append)
     if tables is None:  # what would be missing stands in the file that cannot be read
         return Examined(None, file, problems)
-    layer = _with_secrets(_over(variables, tables), problems.append)
+    layer = _over(variables, tables)
+    if not needs_upload:
+        layer = {path: given for path, given in layer.items() if not path.startswith("upload.")}
+        layer["upload.url"] = Given(_ANY_URL, "not asked for")
+    layer = _with_secrets(layer, problems.append)
     problems += _unreadable_certificates(layer)
     settings = _validated(layer, problems.append)
     if settings is None or problems:
@@ -116,23 +118,36 @@ def chosen_file(path: Path | None, environ: Mapping[str, str]) -> Path | None:
         return path
     if named := environ.get("BRIDGE_CONFIG"):
         return Path(named)
-    return next((file for file in DEFAULT_FILES if file.exists()), None)
+    return next(filter(_is_there, DEFAULT_FILES), None)
+
+
+def _is_there(file: Path) -> bool:
+    """Tell whether there is a file, also one that we may not look at: to skip that would be to run without it."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def reread_secrets(settings: Settings) -> Settings:
-    """Return the settings with every secret that came from a file read again. Raises ConfigError, and changes none."""
+    """Return the settings with every secret that came from a file read again. Raises ConfigError."""
     problems: list[Problem] = []
+    tables = settings.model_dump()
     for key in _secrets():
         table, _, name = key.path.partition(".")
-        section = getattr(settings, table)
-        file: Path | None = getattr(section, f"{name}_file")
-        if file is None:
-            continue
-        secret = _secret_in(file, key, problems.append)
-        settings = settings.model_copy(update={table: section.model_copy(update={name: secret and SecretStr(secret)})})
-    if problems:
+        if file := tables[table][f"{name}_file"]:
+            tables[table][name] = _secret_in(file, key, problems.append)
+    renewed = None
+    try:
+        renewed = Settings.model_validate(tables)
+    except ValidationError as error:
+        problems += problems_in(error, {})
+    if renewed is None or problems:
         raise ConfigError([str(problem) for problem in problems], "the former secrets stay in use")
-    return settings
+    return renewed
 
 
 # ---- layers ----

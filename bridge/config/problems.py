@@ -78,7 +78,7 @@ def nearest(path: str) -> str | None:
     known = [*KEYS, *(prefix.removesuffix(".") for prefix in SECTIONS if prefix)]
     leaf = path.rpartition(".")[2]
     by_name = {key.name: key.path for key in reversed([*KEYS.values()])}
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
+    near = [by_name[leaf]] if leaf in by_name else difflib.get_close_matches(path, known, n=1, cutoff=0.75)
     near += [by_name[name] for name in difflib.get_close_matches(leaf, by_name, n=1, cutoff=0.75)]
     return next(iter(near), None)
 

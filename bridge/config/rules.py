@@ -56,6 +56,13 @@ def topic_filter(text: str) -> str:
     return text
 
 
+def some_filters(filters: tuple[str, ...]) -> tuple[str, ...]:
+    """Accept at least one."""
+    if not filters:
+        raise ValueError('is an empty list, so nothing would ever come; for example ["edge/predictions/#"]')
+    return filters
+
+
 def status_topic(text: str) -> str:
     """Accept a topic that the status tree can hang from."""
     fault = topics.name_fault(text)
@@ -149,14 +156,14 @@ def problems_between(settings: Settings) -> Iterator[Problem]:
 
 def _loops(settings: Settings) -> Iterator[Problem]:
     """Nothing that the bridge publishes may come back to it as a message."""
+    own_trees = [f"{topic}/#" for topic in (settings.status.topic, RECEIPTS_TOPIC)]
     for index, wanted in enumerate(settings.mqtt.topics):
-        for own in (settings.status.topic, RECEIPTS_TOPIC):
-            if topics.overlap(topics.unshared(wanted), f"{own}/#"):
-                yield Problem(
-                    f"mqtt.topics[{index}]",
-                    f'"{wanted}" takes in {own}/#, which the bridge publishes itself: an endless loop; '
-                    "use a narrower filter, or one filter for each tree of topics",
-                )
+        if caught := [tree for tree in own_trees if topics.overlap(topics.unshared(wanted), tree)]:
+            yield Problem(
+                f"mqtt.topics[{index}]",
+                f'"{wanted}" takes in {" and ".join(caught)}, where the bridge publishes itself: an endless loop; '
+                "use a narrower filter, or one filter for each tree of topics",
+            )
 
 
 def _mqtt(mqtt: MqttSettings) -> Iterator[Problem]:

@@ -88,6 +88,7 @@ OptionalText = Annotated[str | None, BeforeValidator(_absent_if_empty)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_absent_if_empty)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_absent_if_empty)]
 Token = Annotated[Secret, AfterValidator(_token)]
+TopicFilter = Annotated[str, AfterValidator(rules.topic_filter)]
 
 
 class Section(BaseModel):
@@ -141,9 +142,7 @@ class MqttSettings(Section):
         Literal["5", "3.1.1"], BeforeValidator(_protocol, json_schema_input_type=Literal[5, "5", "3.1.1"])
     ] = "5"
     """Version of MQTT. With 3.1.1 the broker's max_inflight_messages (20) bounds the group commit."""
-    topics: Annotated[tuple[Annotated[str, AfterValidator(rules.topic_filter)], ...], Field(min_length=1)] = (
-        "edge/predictions/#",
-    )
+    topics: Annotated[tuple[TopicFilter, ...], AfterValidator(rules.some_filters)] = ("edge/predictions/#",)
     """Filters to subscribe to; `$share/GROUP/FILTER` works as is."""
     qos: Annotated[Literal[0, 1], BeforeValidator(rules.subscription_qos)] = 1
     """Quality of service of the subscriptions. Only 1 is confirmed, so only 1 is safe."""

@@ -22,9 +22,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
-import orjson
 from aiohttp import web
 
 from bridge.errors import FaultError, OperatorError
@@ -138,7 +138,7 @@ class Receiver:
             return _cut(request)
         if isinstance(answer, Refusal):
             return _say(answer, _hint(answer))
-        echo = {"Idempotency-Key": key} if key is not None and answer.status_code < 300 else {}
+        echo = {"Idempotency-Key": key} if key is not None and answer.status_code < HTTPStatus.MULTIPLE_CHOICES else {}
         return _respond(answer, echo)
 
     async def _keep(self, request: web.Request, raw: bytes, key: str | None, fault: Faults) -> Answer | Refusal:
@@ -205,7 +205,7 @@ def _rejected(entry: Entry, fault: Faults) -> Entry:
     return entry
 
 
-def _key(header: str | None) -> str | None | Refusal:
+def _key(header: str | None) -> str | Refusal | None:
     """Return the header as it is, quotes and all: it is compared, never read."""
     if header is None or (header.isascii() and header.isprintable() and 0 < len(header) <= KEY_LENGTH_MAX):
         return header
@@ -231,7 +231,7 @@ def _retry_after(fault: Faults) -> dict[str, str]:
 
 def _hint(refusal: Refusal) -> dict[str, str]:
     """Say with a 415 what would be understood (RFC 9110, 12.5.3 and 15.5.16)."""
-    if refusal.status_code != 415:
+    if refusal.status_code != HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
         return {}
     return {"Accept-Encoding": ", ".join(ENCODINGS), "Accept-Post": ", ".join(MEDIA_TYPES)}
 
@@ -257,12 +257,9 @@ async def serve(options: ReceiverOptions, ready: Callable[[str], None], stop: as
     opened = Store(options.folder)
     requests_before = opened.stats().requests
     store = StoreThread(opened)
-    receiver = Receiver(store, requests_before, options)
-    runner = web.AppRunner(
-        receiver.application(), access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_SECONDS
-    )
+    application = Receiver(store, requests_before, options).application()
+    runner = web.AppRunner(application, access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_SECONDS)
     try:
-        await runner.setup()
         await _listen(runner, options)
         host = f"[{options.host}]" if ":" in options.host else options.host
         ready(f"http://{host}:{runner.addresses[0][1]}")
@@ -273,6 +270,7 @@ async def serve(options: ReceiverOptions, ready: Callable[[str], None], stop: as
 
 
 async def _listen(runner: web.AppRunner, options: ReceiverOptions) -> None:
+    await runner.setup()
     try:
         await web.TCPSite(runner, options.host, options.port).start()
     except OSError as error:

@@ -114,7 +114,7 @@ def _read_single(body: bytes) -> Sequence[Entry] | Refusal:
 
 
 def _payload(value: Any, data: bytes, name: str) -> Event:
-    """Name a bare payload, which says nothing of where it is from: two sources may use one id, its digest tells them apart.
+    """Name a bare payload. It does not say where it is from, and two sources may use one id: its digest is its source.
 
     So a payload counts as stored before only if its id *and* its bytes are the same.
     """
@@ -124,25 +124,26 @@ def _payload(value: Any, data: bytes, name: str) -> Event:
 
 
 def _judge_event(value: Any, data: bytes) -> Entry:
-    """Hold an element against the attributes that CloudEvents 1.0 requires."""
+    """Hold an element against what CloudEvents 1.0 requires."""
     if type(value) is not dict:
         return BadEvent(None, "not a JSON object")
-    event_id = value.get("id")
-    if not _is_name(event_id):
+    if not _is_name(value.get("id")):
         return BadEvent(None, "id is missing or not a non-empty string")
-    if value.get("specversion") != "1.0":
-        return BadEvent(event_id, 'specversion is not "1.0"')
-    source = value.get("source")
-    if not _is_name(source):
-        return BadEvent(event_id, "source is missing or not a non-empty string")
-    if not _is_name(value.get("type")):
-        return BadEvent(event_id, "type is missing or not a non-empty string")
-    if "data" in value and "data_base64" in value:
-        return BadEvent(event_id, "both data and data_base64 are given")
-    return Event(source, event_id, data)
+    problem = _find_problem(value)
+    return BadEvent(value["id"], problem) if problem else Event(value["source"], value["id"], data)
+
+
+def _find_problem(event: dict[str, Any]) -> str | None:
+    if event.get("specversion") != "1.0":
+        return 'specversion is not "1.0"'
+    for attribute in ("source", "type"):
+        if not _is_name(event.get(attribute)):
+            return f"{attribute} is missing or not a non-empty string"
+    return "both data and data_base64 are given" if "data" in event and "data_base64" in event else None
 
 
 def _is_name(value: object) -> bool:
+    """Tell whether it is a string that can be a key: not empty, and Unicode (JSON can spell half a character)."""
     if type(value) is not str or not value:
         return False
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)

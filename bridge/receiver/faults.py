@@ -27,9 +27,9 @@ class Faults(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     status: Annotated[int, Field(ge=200, le=599, description="answer with this instead of storing")] | None = None
-    retry_after: Annotated[float, Field(ge=0)] | str | None = Field(
-        None, description="Retry-After beside `status`: seconds or an HTTP date"
-    )
+    retry_after: Annotated[
+        Annotated[float, Field(ge=0)] | str | None, Field(description="beside `status`: seconds or an HTTP date")
+    ] = None
     cut: Cut | None = None
     delay_seconds: Annotated[float, Field(ge=0, le=3600)] = 0
     reject_ids: frozenset[str] = frozenset()

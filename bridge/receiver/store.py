@@ -8,7 +8,7 @@ wait at the same moment share a transaction, so many small ones cost one fsync t
     answers   the last 10,000 keyed requests: key, digest of the body, answer
     counters  received, duplicates, requests: since the file was made
 
-The event loop never waits for the disk (I7); nothing is answered that is not committed; memory of answers is bounded (I5).
+The event loop never waits for the disk (I7); nothing is answered that is not committed; answers kept are bounded (I5).
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ GROUP_REQUESTS_MAX = 64
 PAGE_BYTES_MAX = 16 << 20
 _CACHE_KIB = 64 << 10  # ids that come in no order touch pages all over their index: keep it in memory, and
 _CHECKPOINT_PAGES = 8192  # copy the log back seldom. Ids in order of time (UUIDv7) cost a quarter and need neither.
-_APPLICATION_ID = 0x65627278  # "ebrx"
+_APPLICATION_ID = 0x65627278  # "ebrx", as in the schema
 
-_SCHEMA = f"""
+_SCHEMA = """
 BEGIN;
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY, source TEXT NOT NULL, id TEXT NOT NULL, event BLOB NOT NULL, UNIQUE (source, id)
 );
 CREATE TABLE answers (
-    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, digest BLOB NOT NULL, status INTEGER NOT NULL, body BLOB NOT NULL
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE,
+    digest BLOB NOT NULL, status INTEGER NOT NULL, body BLOB NOT NULL
 );
 CREATE TABLE counters (received INTEGER NOT NULL, duplicates INTEGER NOT NULL, requests INTEGER NOT NULL);
 INSERT INTO counters VALUES (0, 0, 0);
-PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA application_id = 1700950648; -- 0x65627278, "ebrx"
 COMMIT;
 """
 
@@ -142,7 +143,7 @@ class Store:
         return self._find_fresh(events, before)
 
     def _find_fresh(self, events: Sequence[Event], before: int) -> Sequence[bool]:
-        """Tell for each event of a batch with duplicates if it is new: numbered after `before`, seen for the first time."""
+        """Tell for each event of a batch with duplicates if it is new: numbered after `before`, and seen only now."""
         seen: set[int] = set()
         fresh = []
         for event in events:
@@ -197,7 +198,7 @@ class Store:
 
 
 def _make_private(folder: Path, path: Path) -> None:
-    """Make folder and file before SQLite does, so that they never stand open to others; the -wal takes its file's mode."""
+    """Make folder and file before SQLite does, so that neither is ever open to others; -wal takes the file's mode."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
@@ -214,7 +215,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Take the file for ourselves, and make sure that a commit means what we answer for: settings can be ignored silently."""
+    """Take the file for ourselves, and assert what a commit means: SQLite ignores settings without a word."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     connection.execute("PRAGMA synchronous = FULL")
@@ -234,7 +235,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _mapped(error: sqlite3.Error) -> FaultError:
-    """Full is passing; after anything else, what the kernel still holds of the file is unknown: reopen before any use."""
+    """Full is passing; after anything else it is unknown what the kernel still holds of the file: reopen it first."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return DiskFullError("the receiver's disk is full")
     return DiskFailedError(f"the receiver's store failed: {error}")

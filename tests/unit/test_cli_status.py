@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bridge.cli import status as command
 from bridge.cli.status import count, follow, parse, show_once, size, span, view
+from bridge.config import Loaded, MqttSettings, Settings
 from bridge.errors import FaultError
 from bridge.events import (
     BrokerConnected,
@@ -277,6 +278,40 @@ def test_the_command_line_is_as_the_contract_says() -> None:
     command.add_arguments(parser)
     assert vars(parser.parse_args(["--watch", "--json"])) == {"watch": True, "json": True}
     assert vars(parser.parse_args([])) == {"watch": False, "json": False}
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    settings = Settings.model_validate(
+        {"device_id": "press-4", "mqtt": {"host": "broker.example"}, "upload": {"url": "https://cloud.example/in"}}
+    )
+    loaded = Loaded(settings=settings, sources={}, file=None)
+    monkeypatch.setattr("bridge.config.load_from_environment", lambda _path: loaded)
+    return argparse.Namespace(config=None, watch=False, json=True)
+
+
+def test_the_command_asks_the_configured_broker_for_the_configured_topic(
+    configured: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def watch_topic(mqtt: MqttSettings, topic: str) -> AsyncGenerator[bytes, None]:
+        asked.append((mqtt.host, topic))
+        return Publications([told(CONNECTED)])()
+
+    monkeypatch.setattr("bridge.broker.watch_topic", watch_topic)
+    assert command.execute(configured) == 0
+    assert asked == [("broker.example", "edge/buffer/status")]
+    assert "press-4" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_the_normal_end_of_a_watch(configured: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch_topic(_mqtt: MqttSettings, _topic: str) -> AsyncGenerator[bytes, None]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridge.broker.watch_topic", watch_topic)
+    configured.watch = True
+    assert command.execute(configured) == 0
 
 
 # ---- words ----

@@ -38,6 +38,8 @@ from bridge.status import (
     Tree,
     empty_in_seconds,
     full_in_seconds,
+    leaf_will,
+    object_will,
     topics,
     tree,
 )
@@ -199,6 +201,12 @@ def test_the_last_error_is_kept_after_recovery_and_the_next_attempt_is_not() -> 
     recovered = failed.apply(CloudAnswered(), START)
     assert leaf(recovered, "cloud/last_error") == "timed out"
     assert leaf(recovered, "cloud/next_attempt_at") is None
+
+
+def test_an_attempt_whose_time_has_come_is_not_announced_as_the_next_one() -> None:
+    failed = status(CloudFailed("timed out", 2.5))
+    later = tree(failed, Now(START.monotonic + 3, START.wall + 3))
+    assert topics(later, "a")["a/cloud/next_attempt_at"] == "null"
 
 
 def test_the_last_success_is_when_rows_were_delivered() -> None:

@@ -51,7 +51,7 @@ def test_a_shared_subscription_gets_the_topics_of_what_stands_behind_its_group()
         ("edge/#", "edge/buffer/status/#", True),
     ],
 )
-def test_filters_overlap_as_the_standard_says(one: str, other: str, meet: bool) -> None:  # noqa: FBT001
+def test_filters_overlap_as_the_standard_says(one: str, other: str, meet: bool) -> None:
     assert overlap(one, other) is meet
     assert overlap(other, one) is meet
 

@@ -1,0 +1,222 @@
+"""The frame of the command and the commands on configuration, as the operator meets them: the real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from bridge import __version__
+
+ROOT = Path(__file__).parents[2]
+SECRET = "canary-token"
+
+
+class Command:
+    """Runs `python -m bridge …` in an empty folder under nothing but the given variables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables}
+        return subprocess.run(
+            [sys.executable, "-m", "bridge", *arguments],
+            cwd=self.folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+@pytest.fixture
+def edge_bridge(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+# ---- the frame ----
+
+
+def test_help_lists_every_command_with_what_it_is_for(edge_bridge: Command) -> None:
+    shown = edge_bridge("--help")
+    assert shown.returncode == 0
+    for command in ("run", "receiver", "demo", "status", "check-config", "config", "bench"):
+        assert re.search(rf"^  {command} +\w+", shown.stdout, re.MULTILINE), command
+
+
+def test_help_loads_none_of_the_libraries(edge_bridge: Command) -> None:
+    """So that it answers at once on a slow machine; counted in modules, not in seconds."""
+    program = "import sys; from bridge.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stderr
+    assert not {"pydantic", "aiohttp", "asyncio", "rich", "paho", "sqlite3", "orjson"} & set(loaded.split())
+
+
+def test_version_is_the_packages(edge_bridge: Command) -> None:
+    assert edge_bridge("--version").stdout == f"edge-bridge {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "a command is missing"),
+        (["chek-config"], "did you mean `edge-bridge check-config`?"),
+        (["--config", "x", "run"], "options stand behind the command"),
+        (["check-config", "--jsno"], "did you mean --json?"),
+        (["check-config", "--config"], "expected one argument"),
+        (["config", "shwo"], "invalid choice: 'shwo'"),
+        (["config"], "required"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_a_hint_and_exit_2(
+    edge_bridge: Command, arguments: list[str], words: str
+) -> None:
+    shown = edge_bridge(*arguments)
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    error, hint = shown.stderr.splitlines()
+    assert error.startswith("edge-bridge: error: ")
+    assert hint.startswith("hint: ")
+    assert words in shown.stderr
+
+
+def test_a_fault_of_ours_is_one_line_too_and_a_traceback_only_on_request(edge_bridge: Command) -> None:
+    program = (
+        "import sys, bridge.cli.check_config as c; c.execute = lambda args: 1 / 0\n"
+        "from bridge.cli import main; sys.exit(main(['check-config']))"
+    )
+    for variables, lines in (({}, 2), ({"BRIDGE_DEBUG": "1"}, None)):
+        shown = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert shown.returncode == 1
+        assert ("Traceback" in shown.stderr) is (lines is None)
+        assert lines is None or len(shown.stderr.splitlines()) == lines
+
+
+def test_a_reader_that_goes_away_is_no_error(edge_bridge: Command) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    shown = subprocess.run(
+        [sys.executable, "-m", "bridge", "config", "schema"],
+        cwd=ROOT,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write_end)
+    assert shown.stderr == ""
+    assert shown.returncode == 141
+
+
+# ---- check-config ----
+
+
+def test_a_valid_configuration_is_said_to_be_valid(edge_bridge: Command) -> None:
+    shown = edge_bridge("check-config", "--config", str(ROOT / "config" / "bridge.toml"))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "is valid" in shown.stdout
+    assert "bridge.toml" in shown.stdout
+
+
+def test_all_problems_are_told_on_standard_error_with_one_hint(edge_bridge: Command) -> None:
+    shown = edge_bridge("check-config", BRIDGE_MQTT__PORT="x", BRIDGE_MQTT__HSOT="x", BRIDGE_WEB__PORT="99999")
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    *errors, hint = shown.stderr.splitlines()
+    assert len(errors) == 4
+    assert all(line.startswith("edge-bridge: error: ") for line in errors)
+    assert [key for key in ("mqtt.port:", "mqtt.hsot:", "web.port:", "upload.url:") if key not in shown.stderr] == []
+    assert hint.startswith("hint: ")
+
+
+def test_check_config_json_has_a_stable_shape(edge_bridge: Command, tmp_path: Path) -> None:
+    file = tmp_path / "bridge.toml"
+    file.write_text('[upload]\nurl = "https://x/"\n', encoding="utf-8")
+    good = edge_bridge("check-config", "--json", "--config", str(file))
+    assert good.returncode == 0
+    assert json.loads(good.stdout) == {"valid": True, "file": str(file), "problems": []}
+    bad = edge_bridge("check-config", "--json", BRIDGE_LOG__LEVEL="loud", BRIDGE_UPLOAD__URL="https://x/")
+    assert bad.returncode == 2
+    document = json.loads(bad.stdout)
+    assert (document["valid"], document["file"]) == (False, None)
+    assert [set(problem) for problem in document["problems"]] == [{"key", "problem"}]
+    assert document["problems"][0]["key"] == "log.level"
+
+
+def test_a_named_file_that_is_missing_is_exit_2(edge_bridge: Command) -> None:
+    shown = edge_bridge("check-config", "--config", "nope.toml")
+    assert shown.returncode == 2
+    assert "nope.toml" in shown.stderr
+
+
+# ---- config schema, config show ----
+
+
+def test_the_schema_accepts_a_right_configuration_and_refuses_a_wrong_one(edge_bridge: Command) -> None:
+    schema = json.loads(edge_bridge("config", "schema").stdout)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    right = {"upload": {"url": "https://x/", "batch_bytes": "2 MiB"}, "mqtt": {"protocol": 5, "topics": ["a"]}}
+    assert list(validator.iter_errors(right)) == []
+    for wrong in ({}, {"upload": {"url": "https://x/", "ulr": 1}}, {**right, "mqtt": {"port": "1883"}}):
+        assert list(validator.iter_errors(wrong))
+    assert "broker" in schema["$defs"]["MqttSettings"]["properties"]["port"]["description"]
+
+
+def test_show_lists_each_key_with_its_value_and_source_and_masks_what_is_secret(
+    edge_bridge: Command, tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.write_text(SECRET, encoding="utf-8")
+    variables = {
+        "BRIDGE_UPLOAD__URL": "https://x/",
+        "BRIDGE_UPLOAD__TOKEN": SECRET,
+        "BRIDGE_UPLOAD__HEADERS": json.dumps({"X-Key": SECRET}),
+        "BRIDGE_UPLOAD__PROXY": f"http://user:{SECRET}@proxy:3128",
+        "BRIDGE_MQTT__USERNAME": "bridge",
+        "BRIDGE_MQTT__PASSWORD_FILE": str(password),
+    }
+    as_text = edge_bridge("config", "show", **variables).stdout
+    as_json = edge_bridge("config", "show", "--json", **variables).stdout
+    assert SECRET not in as_text + as_json
+    assert re.search(r"^upload\.token +\*+ +BRIDGE_UPLOAD__TOKEN$", as_text, re.MULTILINE)
+    assert "\x1b" not in as_text
+    document = json.loads(as_json)
+    assert document["upload.token"] == {"value": "********", "source": "BRIDGE_UPLOAD__TOKEN"}
+    assert document["mqtt.password"]["value"] == "********"
+    assert str(password) in document["mqtt.password"]["source"]
+    assert document["upload.headers"]["value"] == {"X-Key": "********"}
+    assert document["upload.proxy"]["value"] == "http://********@proxy:3128"
+    assert document["mqtt.topics"] == {"value": ["edge/predictions/#"], "source": "default"}
+    assert document["web.token"] == {"value": None, "source": "default"}
+
+
+def test_no_secret_shows_in_any_problem(edge_bridge: Command) -> None:
+    shown = edge_bridge(
+        "check-config",
+        BRIDGE_UPLOAD__URL=f"http://user:{SECRET}@x/",
+        BRIDGE_UPLOAD__TOKEN=f"Bearer {SECRET}",
+        BRIDGE_UPLOAD__HEADERS=f"X-Key: {SECRET}",
+        BRIDGE_UPLOAD__PROXY=f"user:{SECRET}@proxy",
+        BRIDGE_MQTT__PASSWORD=SECRET,
+        BRIDGE_WEB__TOKEN=f"{SECRET} {SECRET}",
+    )
+    assert shown.returncode == 2
+    assert len(shown.stderr.splitlines()) == 7
+    assert SECRET not in shown.stderr + shown.stdout

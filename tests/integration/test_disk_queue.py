@@ -1,0 +1,238 @@
+"""The disk queue's format and its door: pragmas, rights, indexes, other people's files, damaged rows."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow, serializer
+from bridge.errors import DiskFullError, QueueDamagedError, QueueInUseError, QueueUnusableError
+from bridge.message import DeadRow, head, head_middle, tail
+
+
+def event(name: str) -> bytes:
+    return head(name, head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b"1", is_json=True)
+
+
+@pytest.fixture
+def disk_queue(tmp_path: Path) -> Iterator[DiskQueue]:
+    queue = DiskQueue(tmp_path)
+    yield queue
+    queue.close()
+
+
+def put(queue: DiskQueue, *names: str) -> None:
+    with queue.transaction():
+        queue.put_rows([NewRow(event(name), 1.0) for name in names])
+
+
+def take(queue: DiskQueue, messages_max: int = 1000) -> list[int]:
+    with queue.transaction():
+        return [row.row_id for row in queue.take(messages_max, 1 << 20)]
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("crash", 1)])
+def test_the_pragmas_that_the_promises_stand_on_are_in_force(
+    tmp_path: Path, durability: str, synchronous: int
+) -> None:
+    queue = DiskQueue(tmp_path, durability=durability)  # type: ignore[arg-type] # one of the two
+    answers = {
+        name: queue._conn.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "locking_mode", "auto_vacuum")
+    }
+    queue.close()
+    assert answers == {"journal_mode": "wal", "synchronous": synchronous, "locking_mode": "exclusive", "auto_vacuum": 2}
+
+
+def test_a_pragma_that_does_not_take_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sqlite3.connect
+
+    def connect_to_memory(*_: object, **more: object) -> sqlite3.Connection:
+        return real(":memory:", isolation_level=None, check_same_thread=False)  # cannot do WAL
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_memory)
+    with pytest.raises(QueueUnusableError, match="cannot set journal_mode to WAL"):
+        DiskQueue(tmp_path)
+
+
+def test_files_are_for_this_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = tmp_path / "queue"
+        lock = FolderLock(folder)
+        queue = DiskQueue(folder)
+        put(queue, "a")
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+        assert modes == {FILE_NAME: 0o600, FILE_NAME + "-wal": 0o600, "bridge.lock": 0o600}
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        queue.close()
+        lock.release()
+    finally:
+        os.umask(before)
+
+
+def test_a_second_lock_on_the_folder_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    with pytest.raises(QueueInUseError) as refused:
+        FolderLock(tmp_path)
+    assert refused.value.pid == os.getpid()
+    lock.release()
+    FolderLock(tmp_path).release()
+
+
+def test_taking_uses_the_partial_index_and_so_does_finding_an_event(disk_queue: DiskQueue) -> None:
+    seen: list[str] = []
+    disk_queue._conn.set_trace_callback(seen.append)
+    put(disk_queue, *"abc")
+    take(disk_queue)
+    disk_queue.find_events(["a", "b"])
+    disk_queue.oldest_received_at()
+    disk_queue._conn.set_trace_callback(None)
+    reads = [sql for sql in seen if sql.startswith("SELECT _id, data") or "event_id IN" in sql or "SELECT timestamp" in sql]
+    assert len(reads) == 3
+    for sql in reads:
+        plan = " ".join(str(row[3]) for row in disk_queue._conn.execute("EXPLAIN QUERY PLAN " + sql))
+        assert "edge_ready" in plan or "edge_event" in plan
+        assert "SCAN ack_queue_default USING INDEX edge_ready" in plan or "SEARCH" in plan
+        assert "TEMP B-TREE" not in plan
+
+
+def test_opening_reads_no_more_of_a_large_queue_than_of_a_small_one(tmp_path: Path) -> None:
+    def rows_read_at_start(rows: int) -> int:
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        queue = DiskQueue(folder, durability="crash")
+        put(queue, *[f"m{n}" for n in range(rows)])
+        queue.close()
+        steps = 0
+
+        def count_step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        class Watched(DiskQueue):
+            def _prepare(self) -> None:
+                self._conn.set_progress_handler(count_step, 10)
+                super()._prepare()
+                self._conn.set_progress_handler(None, 0)
+
+        reopened = Watched(folder, durability="crash")
+        assert reopened.counts().ready == rows
+        reopened.close()
+        return steps
+
+    assert rows_read_at_start(20_000) <= rows_read_at_start(20) + 5
+
+
+def test_a_flipped_byte_is_dead_and_never_taken(tmp_path: Path) -> None:
+    queue = DiskQueue(tmp_path)
+    put(queue, *"abc")
+    queue.close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        (data,) = connection.execute("SELECT data FROM ack_queue_default WHERE _id = 2").fetchone()
+        connection.execute("UPDATE ack_queue_default SET data = ? WHERE _id = 2", (data.replace(b'"b"', b'"B"'),))
+    connection.close()
+    queue = DiskQueue(tmp_path)
+    assert take(queue) == [1, 3]
+    assert queue.dead_rows() == [DeadRow(2, "crc")]
+    assert queue.counts()[:4] == (0, 2, 0, 1)
+    assert [loss.reason for loss in queue.losses()] == ["dead"]
+    queue.close()
+
+
+def test_settling_a_row_twice_is_noticed_and_undone(disk_queue: DiskQueue) -> None:
+    put(disk_queue, *"ab")
+    rows = take(disk_queue)
+    with disk_queue.transaction():
+        disk_queue.ack_rows(rows[:1])
+    with pytest.raises(QueueDamagedError, match="2 rows were to be settled but 1 were waiting"), disk_queue.transaction():
+        disk_queue.ack_rows(rows)
+    assert disk_queue.counts()[:4] == (0, 1, 1, 0)
+
+
+def test_a_full_database_stores_nothing_of_the_group_and_goes_on_when_there_is_room(disk_queue: DiskQueue) -> None:
+    pages = disk_queue._pragma("page_count")
+    disk_queue._conn.execute(f"PRAGMA max_page_count = {pages + 3}").fetchall()
+    with pytest.raises(DiskFullError, match="no room"):
+        put(disk_queue, *[f"m{n}" for n in range(1000)])
+    assert disk_queue.counts()[:4] == (0, 0, 0, 0)
+    disk_queue._conn.execute("PRAGMA max_page_count = 100000").fetchall()
+    put(disk_queue, "a")
+    assert len(take(disk_queue)) == 1
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("CREATE TABLE photos (id INTEGER)")
+    connection.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    with pytest.raises(QueueUnusableError, match="another program \\(its tables: photos\\)"):
+        DiskQueue(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_what_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"holiday pictures" * 1000)
+    with pytest.raises(QueueUnusableError, match="is not a SQLite database"):
+        DiskQueue(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == b"holiday pictures" * 1000
+
+
+def test_a_newer_bridges_file_is_left_alone(tmp_path: Path) -> None:
+    DiskQueue(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(QueueUnusableError, match="newer edge-bridge \\(format 99"):
+        DiskQueue(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "symlink"])
+def test_a_queue_file_that_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "folder":
+        (tmp_path / FILE_NAME).mkdir()
+    else:
+        (tmp_path / FILE_NAME).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(QueueUnusableError):
+        DiskQueue(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_another_program_has_open_is_refused(tmp_path: Path) -> None:
+    DiskQueue(tmp_path).close()
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(QueueUnusableError, match="in use by another program"):
+        DiskQueue(tmp_path)
+    other.close()
+
+
+def test_free_pages_are_given_back_to_the_file_system(tmp_path: Path) -> None:
+    queue = DiskQueue(tmp_path, durability="crash")
+    put(queue, *[f"m{n}" for n in range(20_000)])
+    with queue.transaction():
+        queue.ack_rows([row.row_id for row in queue.take(20_000, 1 << 30)])
+    with queue.transaction():
+        while queue.tidy(3600, 0):
+            pass
+    before = queue._pragma("page_count")
+    for _ in range(100):
+        with queue.transaction():
+            queue.shrink()
+    assert queue._pragma("page_count") < before / 2
+    queue.close()
+
+
+def test_the_serializer_is_json_and_never_pickle() -> None:
+    assert serializer.dumps({"a": 1}) == b'{"a":1}'
+    assert serializer.dumps(b"as it is") == b"as it is"
+    assert serializer.loads(b'{"a":1}') == {"a": 1}
+    with pytest.raises(orjson.JSONDecodeError):
+        serializer.loads(b"\x80\x04N.")

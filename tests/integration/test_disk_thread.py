@@ -1,0 +1,137 @@
+"""The disk thread: one transaction for all that came meanwhile, and nothing answered before its commit (I1, I7)."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.disk_thread import DiskThread
+from bridge.errors import DiskFailedError, DiskFullError
+from bridge.message import head, head_middle, tail
+from tests.harness import eventually
+
+EVENT = head("a", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b"1", is_json=True)
+
+
+class CountingQueue(DiskQueue):
+    """Counts commits and can be held or made to fail at the next one."""
+
+    commits = 0
+    hold: threading.Event | None = None
+    fail_next: Exception | None = None
+
+    def _write_state(self, state: object) -> None:
+        self.commits += 1
+        if self.hold:
+            self.hold.wait()
+        if self.fail_next:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        super()._write_state(state)  # type: ignore[arg-type] # only handed on
+
+
+@pytest.fixture
+async def queue(tmp_path: Path) -> AsyncIterator[CountingQueue]:
+    yield CountingQueue(tmp_path, durability="crash")
+
+
+@pytest.fixture
+async def disk(queue: CountingQueue) -> AsyncIterator[DiskThread]:
+    thread = DiskThread(queue, keep_seconds=3600, keep_messages=10)
+    yield thread
+    if queue.hold:
+        queue.hold.set()
+    await asyncio.to_thread(thread.close)
+
+
+def put(disk: DiskThread, rows: int = 1) -> asyncio.Future[None]:
+    return disk.run(lambda queue: queue.put_rows([NewRow(EVENT, 1.0)] * rows))
+
+
+async def test_what_comes_while_a_group_is_written_is_one_transaction(disk: DiskThread, queue: CountingQueue) -> None:
+    await put(disk)
+    queue.hold = threading.Event()
+    first = put(disk)
+    await eventually(lambda: disk.stalled_seconds() > 0)
+    others = [put(disk) for _ in range(20)]
+    assert not any(future.done() for future in [first, *others])
+    before, hold = queue.commits, queue.hold
+    queue.hold = None
+    hold.set()
+    await asyncio.gather(first, *others)
+    assert queue.commits - before == 1
+    assert queue.counts().ready == 22
+
+
+async def test_taking_and_looking_write_nothing(disk: DiskThread, queue: CountingQueue) -> None:
+    await put(disk, 5)
+    before = queue.commits
+    assert len(await disk.take(3, 1 << 20)) == 3
+    await disk.run(lambda queue: queue.counts())
+    assert queue.commits == before
+
+
+async def test_nothing_is_answered_with_success_after_a_failed_sync(disk: DiskThread, queue: CountingQueue) -> None:
+    queue.fail_next = DiskFailedError("the disk failed")
+    with pytest.raises(DiskFailedError):
+        await put(disk)
+    with pytest.raises(DiskFailedError):
+        await put(disk)
+    with pytest.raises(DiskFailedError):
+        await disk.run(lambda queue: queue.counts())
+    assert queue.counts().ready == 0
+
+
+async def test_on_a_full_disk_acks_of_the_same_group_still_pass(disk: DiskThread, queue: CountingQueue) -> None:
+    await put(disk, 3)
+    rows = await disk.take(3, 1 << 20)
+    pages = await disk.run(lambda queue: queue._pragma("page_count"))
+    await disk.run(lambda queue: queue._conn.execute(f"PRAGMA max_page_count = {pages + 1}").fetchall())
+    queue.hold = threading.Event()
+    blocker = put(disk)
+    await eventually(lambda: disk.stalled_seconds() > 0)
+    failing, acking = put(disk, 5000), asyncio.ensure_future(disk.ack([row.row_id for row in rows]))
+    await asyncio.sleep(0)  # lets the ack be handed over
+    hold, queue.hold = queue.hold, None
+    hold.set()
+    await blocker
+    with pytest.raises(DiskFullError):
+        await failing
+    await acking
+    assert queue.counts()[:4] == (1, 0, 3, 0)
+
+
+async def test_an_empty_take_waits_until_something_is_put(disk: DiskThread) -> None:
+    assert await disk.take(10, 1000) == ()
+    waiting = asyncio.ensure_future(disk.ready())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await put(disk)
+    disk.wake()
+    await asyncio.wait_for(waiting, 1)
+    assert len(await disk.take(10, 1000)) == 1
+
+
+async def test_delivered_rows_are_cleaned_up_by_number(disk: DiskThread, queue: CountingQueue) -> None:
+    await put(disk, 6000)
+    rows = await disk.take(6000, 1 << 30)
+    await disk.ack([row.row_id for row in rows])
+    await disk.housekeep()
+    await eventually(lambda: queue.counts().delivered == 10)
+
+
+async def test_closing_finishes_what_was_asked(tmp_path: Path) -> None:
+    disk = DiskThread(DiskQueue(tmp_path, durability="crash"), keep_seconds=1, keep_messages=1)
+    asked = [put(disk) for _ in range(100)]
+    await asyncio.to_thread(disk.close)
+    await asyncio.gather(*asked)
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    assert connection.execute("SELECT COUNT(*) FROM ack_queue_default").fetchone() == (100,)
+    connection.close()
+    assert not (tmp_path / (FILE_NAME + "-wal")).exists()

@@ -1,0 +1,186 @@
+"""Contract §4.2 and the bounds, on a real queue: what is stored once, what is kept twice, what is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.config import Settings
+from bridge.disk_queue import DiskQueue
+from bridge.intake import Arrival, Group, Outcome, Store
+from bridge.message import event_id, head_middle, parse_json, producer_id, tail, uuid7
+from bridge.wire import TooLarge
+
+TIME = "2026-11-23T18:00:00.000000Z"
+
+
+@pytest.fixture
+def disk_queue(tmp_path: Path) -> Iterator[DiskQueue]:
+    queue = DiskQueue(tmp_path, durability="crash")
+    yield queue
+    queue.close()
+
+
+def make_store(**bounds: object) -> Store:
+    settings = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "queue": bounds})
+    numbers = count(1)
+    return Store(settings.queue, window=100, fresh_id=lambda: uuid7(0, next(numbers)))
+
+
+def arrival(
+    payload: bytes, *, packet_id: int = 1, dup: bool = False, topic: str = "edge/predictions", session: int = 0
+) -> Arrival:
+    is_json, value = parse_json(payload)
+    own_id = producer_id(value, ("prediction_id",))
+    what = tail(payload, is_json=is_json)
+    return Arrival(topic, own_id, head_middle("edge/x", topic), what, 1.0, TIME, packet_id, dup, session)
+
+
+def put(queue: DiskQueue, store: Store, *items: Arrival | TooLarge, epoch: int = 1) -> Outcome:
+    with queue.transaction():
+        return store(queue, Group(epoch, list(items), 0))
+
+
+def stored_payloads(queue: DiskQueue) -> list[object]:
+    with queue.transaction():
+        rows = queue.take(1000, 1 << 30)
+        queue.release([row.row_id for row in rows])
+    return [orjson.loads(row.data)["data"] for row in rows]
+
+
+def test_the_same_id_with_the_same_payload_is_stored_once(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    first = arrival(b'{"prediction_id":"a","x":1}')
+    assert put(disk_queue, store, first, first) == Outcome(stored=1, duplicates=1)
+    assert put(disk_queue, store, first) == Outcome(duplicates=1)
+    assert disk_queue.counts().ready == 1
+
+
+def test_the_same_id_is_still_known_while_the_delivered_row_is_kept(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    put(disk_queue, store, arrival(b'{"prediction_id":"a"}'))
+    with disk_queue.transaction():
+        disk_queue.ack_rows([row.row_id for row in disk_queue.take(10, 1000)])
+    assert put(disk_queue, store, arrival(b'{"prediction_id":"a"}')).duplicates == 1
+
+
+def test_the_same_id_with_another_payload_keeps_both_the_later_under_a_fresh_id(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    outcome = put(disk_queue, store, arrival(b'{"prediction_id":"a","x":1}'), arrival(b'{"prediction_id":"a","x":2}'))
+    assert (outcome.stored, outcome.duplicates, outcome.conflicts) == (2, 0, (("edge/predictions", "a"),))
+    with disk_queue.transaction():
+        ids = [event_id(row.data) for row in disk_queue.take(10, 10_000)]
+    assert ids == ["a", uuid7(0, 1)]
+
+
+def test_messages_without_an_id_are_all_stored_however_alike(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    assert put(disk_queue, store, *[arrival(b'{"label":"cat"}', packet_id=n) for n in range(1, 6)]).stored == 5
+
+
+def test_a_redelivery_of_a_stored_message_without_an_id_is_recognised(disk_queue: DiskQueue) -> None:
+    put(disk_queue, make_store(), *[arrival(b'{"label":"cat"}', packet_id=n) for n in (1, 2, 3)])
+    after_restart = make_store()
+    outcome = put(
+        disk_queue,
+        after_restart,
+        arrival(b'{"label":"cat"}', packet_id=2, dup=True),
+        arrival(b'{"label":"cat"}', packet_id=3, dup=True),
+        arrival(b'{"label":"cat"}', packet_id=4, dup=True),
+        epoch=7,
+    )
+    assert (outcome.stored, outcome.duplicates) == (1, 2)
+
+
+def test_a_redelivery_under_a_known_packet_id_but_another_payload_or_topic_is_stored(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    put(disk_queue, store, arrival(b'{"label":"cat"}', packet_id=1))
+    other = arrival(b'{"label":"dog"}', packet_id=1, dup=True)
+    elsewhere = arrival(b'{"label":"cat"}', packet_id=1, dup=True, topic="edge/predictions/2")
+    assert put(disk_queue, store, other, elsewhere, epoch=2).stored == 2
+
+
+def test_a_redelivery_is_not_mistaken_for_a_row_of_a_session_the_broker_forgot(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    put(disk_queue, store, arrival(b'{"label":"cat"}', packet_id=1))
+    with disk_queue.transaction():
+        disk_queue.write_note("session_began_after_row", str(disk_queue.newest_id()))
+    store.session = 1
+    late = arrival(b'{"label":"cat"}', packet_id=2, session=0)  # read before the session was lost, stored after
+    put(disk_queue, store, late)
+    again = [arrival(b'{"label":"cat"}', packet_id=n, dup=True, session=1) for n in (1, 2)]
+    assert put(disk_queue, store, *again, epoch=3).stored == 2
+
+
+def test_only_rows_that_can_be_unconfirmed_answer_for_a_redelivery(disk_queue: DiskQueue) -> None:
+    store = make_store()  # a window of 100
+    put(disk_queue, store, arrival(b'{"label":"cat"}', packet_id=500))
+    put(disk_queue, store, *[arrival(b'{"label":"cat"}', packet_id=n) for n in range(1, 101)])
+    assert put(disk_queue, store, arrival(b'{"label":"cat"}', packet_id=500, dup=True), epoch=2).stored == 1
+
+
+def test_a_conflict_that_is_redelivered_is_not_stored_a_third_time(disk_queue: DiskQueue) -> None:
+    store = make_store()
+    put(disk_queue, store, arrival(b'{"prediction_id":"a","x":1}', packet_id=1))
+    put(disk_queue, store, arrival(b'{"prediction_id":"a","x":2}', packet_id=2))
+    again = arrival(b'{"prediction_id":"a","x":2}', packet_id=2, dup=True)
+    assert put(disk_queue, store, again, epoch=2) == Outcome(duplicates=1)
+
+
+def test_too_large_ones_are_in_the_ledger(disk_queue: DiskQueue) -> None:
+    outcome = put(disk_queue, make_store(), TooLarge("edge/predictions/9", 4, 2_000_000))
+    assert (outcome.stored, len(outcome.refused)) == (0, 1)
+    (loss,) = disk_queue.losses()
+    assert (loss.reason, loss.messages, loss.topic, loss.detail) == (
+        "too large",
+        1,
+        "edge/predictions/9",
+        "2000000 bytes",
+    )
+
+
+def test_drop_oldest_keeps_the_newest_and_writes_down_the_others(disk_queue: DiskQueue) -> None:
+    store = make_store(max_messages=3, overflow="drop-oldest")
+    for n in range(5):
+        put(disk_queue, store, arrival(b'{"prediction_id":"m%d"}' % n))
+    assert stored_payloads(disk_queue) == [{"prediction_id": f"m{n}"} for n in (2, 3, 4)]
+    assert [loss.event_ids for loss in disk_queue.losses()] == [("m0",), ("m1",)]
+
+
+def test_drop_newest_keeps_the_oldest_and_writes_down_the_others(disk_queue: DiskQueue) -> None:
+    store = make_store(max_messages=3, overflow="drop-newest")
+    outcome = put(disk_queue, store, *[arrival(b'{"prediction_id":"m%d"}' % n) for n in range(5)])
+    assert (outcome.stored, outcome.dropped) == (3, 2)
+    assert stored_payloads(disk_queue) == [{"prediction_id": f"m{n}"} for n in (0, 1, 2)]
+    assert [loss.event_ids for loss in disk_queue.losses()] == [("m3", "m4")]
+
+
+def test_block_stores_nothing_of_a_group_that_does_not_fit(disk_queue: DiskQueue) -> None:
+    store = make_store(max_messages=3, overflow="block")
+    put(disk_queue, store, *[arrival(b"%d" % n, packet_id=n) for n in (1, 2, 3)])
+    outcome = put(disk_queue, store, arrival(b"4", packet_id=4))
+    assert (outcome.blocked, outcome.reason) == (True, "queue.max_messages reached")
+    assert (disk_queue.counts().ready, disk_queue.losses()) == (3, [])
+
+
+def test_a_disk_that_others_filled_blocks_and_drops_nothing(disk_queue: DiskQueue) -> None:
+    store = make_store(min_free_disk_bytes=1 << 49)
+    outcome = put(disk_queue, store, arrival(b"1"))
+    assert outcome.blocked
+    assert "MiB free on the disk" in outcome.reason
+    assert disk_queue.losses() == []
+
+
+def test_the_bound_in_bytes_first_takes_what_is_delivered_and_then_the_oldest(disk_queue: DiskQueue) -> None:
+    store = make_store(max_bytes=400_000, overflow="drop-oldest")
+    for n in range(400):
+        put(disk_queue, store, arrival(b'{"n":%d,"pad":"%b"}' % (n, b"x" * 2000)))
+    counts = disk_queue.counts()
+    assert counts.size_bytes < 500_000
+    dropped = sum(loss.messages for loss in disk_queue.losses())
+    assert counts.ready + dropped == 400
+    assert 0 < dropped < 400
