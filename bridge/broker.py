@@ -107,7 +107,7 @@ class Broker:
     answered for by its own event; `former_filters` are unsubscribed (a persistent session remembers them).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - named, and most have a default
         self,
         settings: MqttSettings,
         *,

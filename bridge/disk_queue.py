@@ -437,7 +437,7 @@ class DiskQueue(SQLiteAckQueue):
         return max(0, self._state.delivered - keep_messages)
 
     def tidy(self, keep_seconds: float, keep_messages: int) -> bool:
-        """Delete delivered rows that are too old or too many, oldest first: one small step; tells if more may follow."""
+        """Delete delivered rows that are too old or too many, oldest first: a small step; tells if more may follow."""
         if not self._state.delivered:
             return False
         where, span = "_id BETWEEN ? AND ? AND status = 5", self._next_span()

@@ -123,9 +123,10 @@ class DiskThread:
         return jobs or None
 
     def _commit(self, jobs: list[_Job]) -> None:
+        if self._failed:
+            self._answer([(job, None, self._failed) for job in jobs])
+            return
         try:
-            if self._failed:
-                raise self._failed
             with self._queue.transaction():
                 results = [job.verb(self._queue) for job in jobs]
                 if self._queue.excess(self._keep[1]) > _TIDY_EXCESS:

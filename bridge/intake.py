@@ -102,7 +102,7 @@ class Outcome(NamedTuple):
 class Intake:
     """The way of a message from the broker's bytes to the confirmation. `receive` is the broker's sink."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all named but the two sections
         self,
         intake: IntakeSettings,
         bounds: QueueSettings,

@@ -190,7 +190,7 @@ class Uploader:
         if isinstance(error, TimeoutError):
             return f"no whole answer within {self._settings.timeout_seconds:g} s"
         if isinstance(error, OSError):
-            return f"the connection failed: {_os_words(error)}"
+            return f"the connection failed: {_os_words(error, 'closed by the other side')}"
         if isinstance(error, _UnreadableAnswerError):
             return str(error)
         found = (words for kind, words in _WORDS.items() if isinstance(error, kind))
@@ -300,9 +300,9 @@ def _is_unsent(error: Exception) -> bool:
     return isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL))
 
 
-def _os_words(error: OSError) -> str:
+def _os_words(error: OSError, otherwise: str = "no address answered") -> str:
     """Name the error by its number: texts of the event loops differ, and may hold several errors and addresses."""
-    return os.strerror(error.errno).lower() if error.errno else "the peer is gone"
+    return os.strerror(error.errno).lower() if error.errno else otherwise
 
 
 def _since(started_at: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import ssl
 import time
 import urllib.error
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import trustme
 
 from tests.harness import wait_until
 from tests.harness.cloud import (
@@ -174,6 +176,18 @@ async def test_an_unreachable_cloud_refuses_and_comes_back_on_its_port(
     cloud.reachable()
     assert (await post(session, cloud, batch("c")))[0] == 200
     assert cloud.arrivals == ["a", "c"]
+
+
+async def test_it_speaks_tls_with_the_certificate_it_is_given(session: aiohttp.ClientSession) -> None:
+    authority, server, trusting = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(trusting)
+    with Cloud(tls=server) as cloud:
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await post(session, cloud, batch("a"))
+        async with session.post(cloud.url, data=batch("b"), ssl=trusting) as reply:
+            assert reply.status == 200
+        assert cloud.arrivals == ["b"]
 
 
 def test_rubbish_on_the_wire_is_survived(cloud: Cloud) -> None:

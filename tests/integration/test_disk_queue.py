@@ -38,9 +38,7 @@ def take(queue: DiskQueue, messages_max: int = 1000) -> list[int]:
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("crash", 1)])
-def test_the_pragmas_that_the_promises_stand_on_are_in_force(
-    tmp_path: Path, durability: str, synchronous: int
-) -> None:
+def test_the_pragmas_that_the_promises_stand_on_are_in_force(tmp_path: Path, durability: str, synchronous: int) -> None:
     queue = DiskQueue(tmp_path, durability=durability)  # type: ignore[arg-type] # one of the two
     answers = {
         name: queue._conn.execute(f"PRAGMA {name}").fetchone()[0]
@@ -94,7 +92,9 @@ def test_taking_uses_the_partial_index_and_so_does_finding_an_event(disk_queue: 
     disk_queue.find_events(["a", "b"])
     disk_queue.oldest_received_at()
     disk_queue._conn.set_trace_callback(None)
-    reads = [sql for sql in seen if sql.startswith("SELECT _id, data") or "event_id IN" in sql or "SELECT timestamp" in sql]
+    reads = [
+        sql for sql in seen if sql.startswith("SELECT _id, data") or "event_id IN" in sql or "SELECT timestamp" in sql
+    ]
     assert len(reads) == 3
     for sql in reads:
         plan = " ".join(str(row[3]) for row in disk_queue._conn.execute("EXPLAIN QUERY PLAN " + sql))
@@ -152,7 +152,10 @@ def test_settling_a_row_twice_is_noticed_and_undone(disk_queue: DiskQueue) -> No
     rows = take(disk_queue)
     with disk_queue.transaction():
         disk_queue.ack_rows(rows[:1])
-    with pytest.raises(QueueDamagedError, match="2 rows were to be settled but 1 were waiting"), disk_queue.transaction():
+    with (
+        pytest.raises(QueueDamagedError, match="2 rows were to be settled but 1 were waiting"),
+        disk_queue.transaction(),
+    ):
         disk_queue.ack_rows(rows)
     assert disk_queue.counts()[:4] == (0, 1, 1, 0)
 

@@ -37,8 +37,8 @@ class CountingQueue(DiskQueue):
 
 
 @pytest.fixture
-async def queue(tmp_path: Path) -> AsyncIterator[CountingQueue]:
-    yield CountingQueue(tmp_path, durability="crash")
+def queue(tmp_path: Path) -> CountingQueue:
+    return CountingQueue(tmp_path, durability="crash")
 
 
 @pytest.fixture

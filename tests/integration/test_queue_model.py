@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bridge.disk_queue import FILE_NAME, Counts, DiskQueue, NewRow
 from bridge.errors import QueueDamagedError
-from bridge.message import DeadRow, Row, head, head_middle, tail
+from bridge.message import DeadRow, head, head_middle, tail
 
 
 def event(number: int) -> bytes:
@@ -119,7 +119,7 @@ class QueueModel(RuleBasedStateMachine):
         self.ready -= set(victims)
 
     @rule(crash=st.booleans())
-    def reopen(self, crash: bool) -> None:  # noqa: FBT001
+    def reopen(self, crash: bool) -> None:
         if crash:
             copy = Path(tempfile.mkdtemp(prefix="queue-model-"))
             for name in (FILE_NAME, FILE_NAME + "-wal"):

@@ -49,7 +49,7 @@ async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncI
 
     app = web.Application(client_max_size=2**24)
     app.router.add_route("*", "/{tail:.*}", entry)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     try:
@@ -61,19 +61,19 @@ async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncI
 @asynccontextmanager
 async def saying(answer: bytes, *, drip_seconds: float = 0, ends: bool = True) -> AsyncIterator[str]:
     """Answer each request with these bytes, whatever they are; yields the URL."""
-    closing = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await reader.readuntil(b"\r\n\r\n")
-        length = int(request.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-        await reader.readexactly(length)
-        for piece in [bytes([byte]) for byte in answer] if drip_seconds else [answer]:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(drip_seconds)
-        if not ends:
-            await closing.wait()
-        writer.close()
+        try:
+            request = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(request.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
+            for piece in [bytes([byte]) for byte in answer] if drip_seconds else [answer]:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(drip_seconds)
+            if not ends:
+                await asyncio.Event().wait()
+        finally:
+            writer.close()
 
     def start(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.append(asyncio.ensure_future(talk(reader, writer)))
@@ -83,7 +83,6 @@ async def saying(answer: bytes, *, drip_seconds: float = 0, ends: bool = True) -
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/ingest"
     finally:
-        closing.set()
         server.close()
         for task in tasks:
             task.cancel()
@@ -173,16 +172,14 @@ async def test_small_bodies_go_as_they_are_and_so_do_all_without_compression(bat
     assert len(sent) == batch.body_bytes
 
 
-async def test_a_body_that_compression_would_enlarge_goes_as_it_is() -> None:
-    noise = bytes(35 + (number * number * 7919 >> 3) % 91 for number in range(1200)).replace(b"\\", b"+")
+async def test_a_body_that_compression_would_enlarge_goes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.uploader.gzip.compress", lambda plain, *_, **__: plain + b"!")
     cloud = Recorder()
-    batch = Batch((row(1, b'"%b"' % noise),))
-    async with serving(cloud) as url, Uploader(upload(url), "1") as uploader:
-        prepared = await uploader.prepare(batch)
-        await uploader.post(batch, prepared)
+    async with serving(cloud) as url:
+        await post(url, LARGE)
     ((headers, sent),) = cloud.requests
-    assert len(sent) <= batch.body_bytes
-    assert ("content-encoding" in headers) == (len(sent) < batch.body_bytes)
+    assert "content-encoding" not in headers
+    assert len(sent) == LARGE.body_bytes
 
 
 async def test_a_single_large_body_goes_without_a_warning() -> None:
@@ -283,12 +280,14 @@ BROKEN = [
     pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "the answer is not valid HTTP", id="not HTTP"),
     pytest.param(OK + b"X-Long: " + b"x" * 20_000 + b"\r\n\r\n", "the answer is not valid HTTP", id="huge header"),
     pytest.param(OK + b"X: y\r\n" * 1000 + b"\r\n", "the answer is not valid HTTP", id="too many headers"),
+    pytest.param(
+        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n", "the answer is not valid HTTP", id="broken chunks"
+    ),
 ]
 MIDDLE_OF = "the connection was closed in the middle of the answer"
 CUT = [
     pytest.param(OK + b"Content-Length: 50\r\n\r\n{", MIDDLE_OF, id="cut by length"),
     pytest.param(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", MIDDLE_OF, id="cut chunks"),
-    pytest.param(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n", MIDDLE_OF, id="broken chunks"),
     pytest.param(
         OK + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
         "the answer is compressed, which was not asked for",
@@ -335,7 +334,7 @@ async def test_a_refusal_that_comes_before_the_body_was_read_is_heard() -> None:
     async with server:
         port = server.sockets[0].getsockname()[1]
         reply = await post(f"http://127.0.0.1:{port}/", huge, compression="none")
-    assert reply.status_code == 413 or (reply.status_code is None and reply.sent)
+    assert reply.status_code == 413
 
 
 @pytest.mark.parametrize("length", [b"", b"Content-Length: 99999999\r\n"])

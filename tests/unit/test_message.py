@@ -76,7 +76,7 @@ def test_any_payload_id_and_topic_can_be_read_back(payload: bytes, event_id: str
     assert what == message.tail(payload, is_json="data" in decoded)
 
 
-@given(value=st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda c: st.lists(c)))
+@given(value=st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), st.lists))
 def test_the_bare_payload_of_a_json_event_is_what_came(value: object) -> None:
     payload = orjson.dumps(value)
     assert message.payload_json(stored(payload)) == payload

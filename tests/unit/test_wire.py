@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -34,7 +36,13 @@ def packet(first: int, body: bytes) -> bytes:
 
 
 def publish(
-    topic: str = "t", payload: bytes = b"x", *, qos: int = 1, dup: bool = False, packet_id: int = 1, properties: bytes = b"\0"
+    topic: str = "t",
+    payload: bytes = b"x",
+    *,
+    qos: int = 1,
+    dup: bool = False,
+    packet_id: int = 1,
+    properties: bytes = b"\0",
 ) -> bytes:
     body = text(topic.encode()) + (packet_id.to_bytes(2) if qos else b"") + properties + payload
     return packet(0x30 | dup << 3 | qos << 1, body)
@@ -43,7 +51,7 @@ def publish(
 def feed_all(stream: bytes, cuts: list[int], *, mqtt5: bool = True) -> list[Item]:
     splitter = Splitter(mqtt5=mqtt5, payload_bytes_max=PAYLOAD_MAX)
     edges = [0, *sorted(cuts), len(stream)]
-    return [item for a, b in zip(edges, edges[1:], strict=False) for item in splitter.feed(stream[a:b])]
+    return [item for a, b in pairwise(edges) for item in splitter.feed(stream[a:b])]
 
 
 def user_properties(pairs: list[tuple[str, str]], content_type: str | None = None, expiry: int | None = None) -> bytes:
@@ -60,7 +68,9 @@ def user_properties(pairs: list[tuple[str, str]], content_type: str | None = Non
 topics = st.text(st.characters(codec="utf-8", exclude_characters="\0#+"), min_size=1, max_size=30)
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 pairs = st.lists(st.tuples(st.sampled_from(["id", "trace", "Id"]) | names, names), max_size=3)
-publishes = st.tuples(topics, st.binary(max_size=300), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 65535), pairs)
+publishes = st.tuples(
+    topics, st.binary(max_size=300), st.sampled_from([0, 1]), st.booleans(), st.integers(1, 65535), pairs
+)
 
 
 @given(stream=st.lists(publishes, max_size=6), cuts=st.lists(st.integers(0, 2000), max_size=6), mqtt5=st.booleans())

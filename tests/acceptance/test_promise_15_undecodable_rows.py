@@ -1,0 +1,118 @@
+"""Promise 15: a row that cannot be decoded is dead once, all others flow, and the counts are those of the table."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tests.harness import wait_until
+from tests.harness.cloud import answer
+from tests.harness.cloud_stage import CloudStage, on_stage
+from tests.harness.mosquitto import Mosquitto
+
+UNDECODABLE = {
+    "a pickle": pickle.dumps({"label": "crack"}),
+    "half a document": b'{"label":',
+    "nothing": b"",
+    "no bytes at all": None,
+    "a number": 5,
+    "a fraction": 0.5,
+    "text that is no JSON": "crack",
+    "bytes that are not UTF-8": b'"\xff\xfe"',
+}
+
+
+def insert(stage: CloudStage, *rows: object) -> None:
+    """Insert rows into the stopped queue as somebody with a SQLite shell would."""
+    with stage.database() as connection:
+        connection.executemany(
+            "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (?, 1700000000, ?)",
+            [(row, number % 2) for number, row in enumerate(rows)],
+        )
+
+
+def counts(stage: CloudStage) -> dict[int, int]:
+    return dict(stage.select("SELECT status, COUNT(*) FROM ack_queue_default GROUP BY status"))
+
+
+def queue_counts(stage: CloudStage) -> tuple[int, int, int]:
+    """Delivered, dead and waiting rows as the bridge counts them."""
+    queue = stage.status["queue"]
+    return queue["delivered"], queue["dead"], queue["ready"] + queue["taken"]
+
+
+def test_rows_that_cannot_be_decoded_die_once_and_all_others_flow(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    with on_stage(tmp_path, mosquitto, answer(401)) as stage:
+        stage.publish_numbered(20)
+        stage.wait_stored(20)
+        stage.stop()
+        insert(stage, *UNDECODABLE.values())
+        stage.cloud.always()
+        stage.start()
+        stage.publish_numbered(5)
+        stage.wait_delivered()
+        wait_until(lambda: queue_counts(stage) == (25, len(UNDECODABLE), 0), what="counted")
+        stage.audit().assert_kept(duplicates_max=0)
+        stage.stop()
+        assert counts(stage) == {5: 25, 9: len(UNDECODABLE)}
+        assert stage.select("SELECT DISTINCT reason FROM edge_dead") == [("undecodable",)]
+        kept = stage.select("SELECT data FROM ack_queue_default WHERE status = 9 ORDER BY _id")
+        assert [data for (data,) in kept] == list(UNDECODABLE.values())
+
+
+def test_what_died_stays_dead_and_is_written_in_the_ledger_once_over_restarts(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    """Also I9: the loss ledger has each of them, and only once."""
+    with on_stage(tmp_path, mosquitto) as stage:
+        stage.stop()
+        insert(stage, b"\x80\x04.", b"{")
+        for _ in range(2):
+            stage.start()
+            stage.publish_numbered(3)
+            stage.wait_delivered()
+            wait_until(lambda: queue_counts(stage) == (len(stage.tried), 2, 0), what="counted")
+            stage.stop()
+        stage.audit().assert_kept(duplicates_max=0)
+        assert stage.select("SELECT reason, SUM(messages) FROM edge_loss GROUP BY reason") == [("dead", 2)]
+        assert [line["messages"] for line in stage.log("undecodable")] in ([], [2])
+
+
+@pytest.mark.parametrize(
+    "insertion",
+    [
+        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (CAST(x'ff7b' AS TEXT), 1700000000, 0)",
+        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (x'7b7d', 'yesterday', 0)",
+        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (x'7b7d', 1e300, 0)",
+        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (x'7b7d', NULL, 0)",
+    ],
+    ids=["text that is not UTF-8", "a time in words", "a time beyond all calendars", "no time"],
+)
+def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosquitto, insertion: str) -> None:
+    """The row itself may be delivered or dead, but it is counted as one of the two."""
+    with on_stage(tmp_path, mosquitto) as stage:
+        stage.stop()
+        with stage.database() as connection:
+            connection.execute(insertion)
+        stage.start()
+        stage.publish_numbered(3)
+        wait_until(lambda: set(stage.tried) <= stage.cloud.stored.keys(), what="the others delivered")
+        delivered, dead, _ = wait_until(lambda: (found := queue_counts(stage))[2] == 0 and found, what="settled")
+        assert (delivered, dead) in {(4, 0), (3, 1)}
+        stage.stop()
+        assert counts(stage) == {code: n for code, n in {5: delivered, 9: dead}.items() if n}
+
+
+def test_json_from_elsewhere_is_not_undecodable(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """The other side of the line: whatever is JSON is delivered, as an event with an id of ours."""
+    with on_stage(tmp_path, mosquitto) as stage:
+        stage.stop()
+        insert(stage, b'{"label":"crack"}', '{"label":"text"}', b"[1, 2]", b"null")
+        stage.start()
+        wait_until(lambda: stage.cloud.unique == 4, what="all four delivered")
+        events = [json.loads(data) for data in stage.cloud.bodies.values()]
+        assert [event["data"] for event in events] == [{"label": "crack"}, {"label": "text"}, [1, 2], None]
+        assert len({event["id"] for event in events}) == 4

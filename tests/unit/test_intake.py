@@ -1,0 +1,198 @@
+"""Intake without disk or broker: grouping, order, and that nothing is confirmed that is not stored (I1, I5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import pytest
+
+from bridge import intake as intake_module
+from bridge.config import Settings
+from bridge.disk_queue import DiskQueue
+from bridge.errors import DiskFailedError, DiskFullError
+from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Refused, Stored
+from bridge.intake import Group, Intake, Outcome
+from bridge.message import Publish
+from bridge.wire import TooLarge
+
+T = TypeVar("T")
+
+
+class FakeDisk:
+    """Answers when it is let to."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+        self.fail: list[Exception] = []
+        self.woken = 0
+
+    def run(self, verb: Callable[[DiskQueue], T]) -> asyncio.Future[T]:
+        return asyncio.ensure_future(self._run(verb))
+
+    async def _run(self, verb: Callable[[DiskQueue], T]) -> T:
+        await self.open.wait()
+        if self.fail:
+            raise self.fail.pop(0)
+        return verb(None)  # type: ignore[arg-type] # the store below does not look at it
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+class FakeStore:
+    """Stores whatever comes, keeping the groups in order."""
+
+    def __init__(self) -> None:
+        self.session = 0
+        self.groups: list[Group] = []
+
+    def __call__(self, _queue: object, group: Group) -> Outcome:
+        self.groups.append(group)
+        refused = tuple(item for item in group.items if isinstance(item, TooLarge))
+        return Outcome(stored=len(group.items) - len(refused), refused=refused)
+
+
+class FakeBroker:
+    def __init__(self) -> None:
+        self.confirmed: list[tuple[list[int], int]] = []
+        self.paused = False
+
+    def confirm(self, packet_ids: list[int], epoch: int) -> bool:
+        self.confirmed.append((packet_ids, epoch))
+        return True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+
+class Bench:
+    """An intake between a fake broker and a fake disk."""
+
+    def __init__(self, **settings: object) -> None:
+        parsed = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "intake": settings})
+        self.disk, self.broker, self.events = FakeDisk(), FakeBroker(), list[Event]()
+        self.intake = Intake(
+            parsed.intake,
+            parsed.queue,
+            source_name="edge/x",
+            window=100,
+            disk=self.disk,
+            emit=self.events.append,
+            wall=lambda: 1_700_000_000.0,
+            random_bits=lambda _: 1,
+        )
+        self.intake.source = self.broker
+        self.store = FakeStore()
+        self.intake._store = self.store  # type: ignore[assignment] # the real one needs a database
+
+    def saw(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def running(bench: Bench) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(bench.intake.run())
+    yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def publishes(*packet_ids: int, payload: bytes = b"1") -> list[Publish]:
+    return [Publish("t", payload, packet_id, dup=False) for packet_id in packet_ids]
+
+
+async def test_a_group_is_confirmed_in_order_of_arrival_after_it_was_stored() -> None:
+    bench = Bench(linger_ms=0)
+    bench.disk.open.clear()
+    async with running(bench):
+        bench.intake.receive(publishes(3, 1), 7)
+        bench.intake.receive(publishes(2), 7)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert bench.broker.confirmed == []
+        bench.disk.open.set()
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([3, 1, 2], 7)]
+    assert bench.disk.woken == 1
+    assert [event.messages for event in bench.saw(Received)] == [2, 1]
+    assert bench.saw(Stored) == [Stored(3, 0, 0)]
+
+
+async def test_messages_of_two_connections_never_share_a_group() -> None:
+    bench = Bench(linger_ms=0)
+    async with running(bench):
+        bench.intake.receive(publishes(1, 2), 7)
+        bench.intake.receive(publishes(1), 9)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([1, 2], 7), ([1], 9)]
+
+
+async def test_a_full_disk_leaves_the_group_unconfirmed_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake_module, "_RETRY_SECONDS", 0)
+    bench = Bench(linger_ms=0)
+    bench.disk.fail = [DiskFullError("no room"), DiskFullError("no room")]
+    async with running(bench):
+        bench.intake.receive(publishes(1), 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([1], 7)]
+    told = [event for event in bench.events if isinstance(event, (DiskTroubled, DiskRecovered))]
+    assert told == [DiskTroubled("full", "no room"), DiskTroubled("full", "no room"), DiskRecovered()]
+
+
+async def test_a_failed_disk_ends_the_task_and_confirms_nothing() -> None:
+    bench = Bench(linger_ms=0)
+    bench.disk.fail = [DiskFailedError("fsync")]
+    async with running(bench) as task:
+        bench.intake.receive(publishes(1), 7)
+        with pytest.raises(DiskFailedError):
+            await asyncio.wait_for(asyncio.shield(task), 1)
+    assert bench.broker.confirmed == []
+
+
+async def test_too_large_ones_are_refused_confirmed_in_their_place_and_told() -> None:
+    bench = Bench(linger_ms=0, max_payload_bytes=10)
+    async with running(bench):
+        bench.intake.receive([*publishes(1), *publishes(2, payload=b"x" * 11), TooLarge("t", 3, 99), *publishes(4)], 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([1, 2, 3, 4], 7)]
+    assert [event.reason for event in bench.saw(Refused)] == [
+        "payload of 11 bytes is too large",
+        "payload of 99 bytes is too large",
+    ]
+
+
+async def test_qos_0_messages_are_stored_and_not_confirmed() -> None:
+    bench = Bench(linger_ms=0)
+    async with running(bench):
+        bench.intake.receive(publishes(0, 0), 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == []
+    assert [len(group.items) for group in bench.store.groups] == [2]
+
+
+async def test_reading_pauses_while_too_much_is_held_and_resumes_when_it_is_stored() -> None:
+    bench = Bench(linger_ms=0, max_payload_bytes=10_000_000)
+    bench.disk.open.clear()
+    async with running(bench):
+        bench.intake.receive(publishes(1, 2, payload=b'"%b"' % (b"x" * 9_000_000)), 7)
+        assert bench.broker.paused
+        bench.disk.open.set()
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert not bench.broker.paused
+
+
+async def test_a_full_group_does_not_linger() -> None:
+    bench = Bench(linger_ms=60_000, batch_messages=3)
+    async with running(bench):
+        bench.intake.receive(publishes(1, 2), 7)
+        await asyncio.sleep(0)
+        bench.intake.receive(publishes(3), 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([1, 2, 3], 7)]
