@@ -13,8 +13,8 @@ order (I6). A verdict puts what is left of a piece back to the front. Three sear
     most 2·log2(B) + 1 requests, and only a row that was refused alone is dead.
 *   A batch keeps drawing 5xx although something else passed since it first did: a row that the server cannot digest
     is suspected and the piece halved. To find out whether anything else passes, the probe of a long outage is one
-    row; if that row is the bad one itself, now and then one behind it is tried instead. This is the only case
-    besides `aside` in which a row overtakes another, and it needs many 5xx answers to one single row.
+    row; if that row is the bad one itself, then after minutes one behind it is tried now and then. This is the only
+    case besides `aside` in which a row overtakes another, and it needs many 5xx answers to one single row.
 *   A row that is found to be the culprit of 5xx, or that the answers keep telling "later", is set aside: it is tried
     again at its own pace and no longer holds up the others. At most one batch's worth of rows is aside.
 
@@ -36,11 +36,13 @@ from bridge.batch import Batch, Limits, halve, pack, split
 from bridge.message import DeadRow, Row
 from bridge.verdict import Cause, Dead, Delivered, Halve, Later, Partly, Pause, Verdict
 
-SUSPECT_FAILURES = 3  # 5xx answers to one batch before it may be halved
+SUSPECT_FAILURES = 3  # 5xx answers to one batch before it may be halved, or to one row before it is set aside
 WHOLE_FAILURES = 10  # unanswered posts of one batch before it may be cut
 ASIDE_FAILURES = 5  # answers "later" to the same rows before they are set aside
-OVERTAKE_EVERY = 5  # each so many failures of a single row in front, one behind it is tried
-OVERTAKERS_MAX = 8  # and not always the same one, which may be as bad
+OVERTAKE_AFTER_SECONDS = 120.0  # of nothing but 5xx: an outage that is shorter never changes the order
+OVERTAKE_EVERY = 10  # failures of the single row in front: then one behind it is tried
+OVERTAKE_SUSPECT_EVERY = 4  # the same, where others are known to pass
+OVERTAKERS_MAX = 8  # not always the same one is tried, as it may be bad too
 
 Delay = Callable[[int], float]  # failures so far → seconds, with jitter
 
@@ -75,6 +77,7 @@ class _Piece:
     doubtful: bool = False  # one of them may have been stored
     suspect: bool = False  # part of a piece that failed while others passed
     failed_at: int | None = None  # how much had passed when it (or what it is part of) first drew a 5xx
+    failing_since: float = 0.0  # and when that was
     accused: bool = False  # its twin is being posted; if that passes whole, this one holds the bad row
     overtakes: int = 0  # pieces in front of it, while it is tried before them
     overtook: int = 0  # how often that was in vain
@@ -111,10 +114,9 @@ class Agenda:
         """Nothing is in line: new rows may be waited for."""
         return not self._line
 
-    @property
-    def wants_rows(self) -> bool:
+    def wants_rows(self, now: float) -> bool:
         """Nothing is in line, or a row that may be bad is there alone and needs others to be compared with."""
-        return not self._line or (len(self._line) == 1 and self._may_be_overtaken(self._line[0]))
+        return not self._line or (len(self._line) == 1 and self._may_be_overtaken(self._line[0], now))
 
     def wait_seconds(self, now: float) -> float | None:
         """Return how long until there is something to post: 0 now, None if it takes new rows first."""
@@ -139,10 +141,10 @@ class Agenda:
             self._aside.remove(due_aside)
             self._out = due_aside
         else:
-            self._out = self._take_front(limits, small=small)
+            self._out = self._take_front(now, limits, small=small)
         return self._out.batch
 
-    def _take_front(self, limits: Limits, *, small: bool) -> _Piece:
+    def _take_front(self, now: float, limits: Limits, *, small: bool) -> _Piece:
         piece = self._line.popleft()
         if not piece.batch.attempts:
             piece = self._cut(piece, len(pack(piece.batch.rows, limits).rows))
@@ -151,7 +153,7 @@ class Agenda:
         if (small and not kept_whole) or in_the_dark:
             if len(piece.batch.rows) > 1:
                 return self._cut(piece, 1)
-            if self._line and self._may_be_overtaken(piece):
+            if self._line and self._may_be_overtaken(piece, now):
                 return self._overtake(piece)
         return piece
 
@@ -160,13 +162,15 @@ class Agenda:
             return piece
         left, right = split(piece.batch, at)
         self._line.appendleft(replace(piece, batch=right))
-        return replace(piece, batch=left, accused=False)
+        return replace(piece, batch=left, failures=0 if at == 1 else piece.failures, accused=False)
 
-    def _may_be_overtaken(self, piece: _Piece) -> bool:
+    def _may_be_overtaken(self, piece: _Piece, now: float) -> bool:
         # Only while nothing passed since its first 5xx: as soon as something has, it is tried itself.
-        every = 2 if piece.suspect else OVERTAKE_EVERY
-        unclear = piece.failed_at is not None and piece.failed_at == self._passes
-        return unclear and len(piece.batch.rows) == 1 and piece.failures > 0 and piece.failures % every == 0
+        if len(piece.batch.rows) > 1 or not piece.failures or piece.failed_at != self._passes:
+            return False
+        if piece.suspect:
+            return piece.failures % OVERTAKE_SUSPECT_EVERY == 0
+        return piece.failures % OVERTAKE_EVERY == 0 and now - piece.failing_since >= OVERTAKE_AFTER_SECONDS
 
     def _overtake(self, piece: _Piece) -> _Piece:
         """Try a row from behind before the one in front: the first of those that were tried least."""
@@ -255,14 +259,17 @@ class Agenda:
         if piece.is_aside and (unanswered or server_failed):
             return self._keep_aside(replace(piece, failures=failures), verdict, now, delay)
         blamable = server_failed or (unanswered and (piece.suspect or failures >= WHOLE_FAILURES))
-        if blamable and self._passed_since(piece) and (piece.suspect or failures >= SUSPECT_FAILURES):
+        is_enough = failures >= SUSPECT_FAILURES or (piece.suspect and len(piece.batch.rows) > 1)
+        if blamable and self._passed_since(piece) and is_enough:
             return self._suspect(replace(piece, failures=failures), verdict, now, delay)
+        first_time = blamable and piece.failed_at is None
         self._put_back(
             replace(
                 piece,
                 failures=failures,
                 doubtful=piece.doubtful or unanswered,
-                failed_at=self._passes if blamable and piece.failed_at is None else piece.failed_at,
+                failed_at=self._passes if first_time else piece.failed_at,
+                failing_since=now if first_time else piece.failing_since,
             )
         )
         throttled = verdict.cause is Cause.THROTTLED

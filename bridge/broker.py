@@ -503,3 +503,45 @@ def _words(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is not accepted: {error.verify_message}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class Publisher(Broker):
+    """A connection for a producer: publishes at QoS 1, at most `window` messages unconfirmed, across reconnects.
+
+    20 is what Mosquitto takes from a client if nothing else is configured; paho does not look at what it says.
+    """
+
+    def __init__(
+        self, settings: MqttSettings, *, client_id: str, emit: Emit, random: Callable[[], float], window: int = 20
+    ) -> None:
+        super().__init__(
+            settings,
+            client_id=client_id,
+            sink=lambda _messages, _epoch: None,
+            emit=emit,
+            random=random,
+            persistent=False,
+        )
+        self._client.max_inflight_messages_set(window)
+        self._client.on_publish = self._on_puback
+        self._room = asyncio.Semaphore(window)
+        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
+
+    async def publish_confirmed(self, topic: str, payload: bytes) -> None:
+        """Return when the broker has confirmed it; sent again after a reconnect. FaultError if the broker refuses."""
+        async with self._room:
+            sent = self._client.publish(topic, payload, qos=1)
+            confirmed = self._unconfirmed[sent.mid] = self._loop.create_future()
+            self._client.loop_write()
+            await confirmed
+
+    def _on_puback(self, _client: Any, _user: Any, packet_id: int, reason: ReasonCode, _properties: Any) -> None:
+        confirmed = self._unconfirmed.pop(packet_id, None)
+        if confirmed is None or confirmed.done():
+            return
+        if reason.is_failure:
+            confirmed.set_exception(
+                FaultError(f"{self._where()} refused a message: {reason}", "check the broker's ACL")
+            )
+        else:
+            confirmed.set_result(None)

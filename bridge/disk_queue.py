@@ -580,8 +580,8 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid == os.geteuid():
-                folder.chmod(0o700)
+            if all(path.name.startswith((FILE_NAME, LOCK_NAME)) for path in folder.iterdir()):
+                folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
             self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise QueueUnusableError(
@@ -636,7 +636,8 @@ def _merged(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def _make_private(file: Path) -> None:
-    """Create the file for this user alone; SQLite gives -wal the same mode."""
+    """Create the file for this user alone; SQLite gives -wal the same mode, and syncs the folder for -wal only."""
+    is_new = not file.exists()
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -646,6 +647,10 @@ def _make_private(file: Path) -> None:
         os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
+    if is_new:
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def _refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:

@@ -225,7 +225,7 @@ class _Lane(Generic[PreparedT]):
                 await self._of.outbox.release(row_ids)
 
     async def _step(self) -> None:
-        if self.agenda.wants_rows:
+        if self.agenda.wants_rows(self._now()):
             await self._take()
         leave = self._leave()
         if isinstance(leave, Wait):

@@ -127,7 +127,7 @@ class Intake:
         self._held_bytes = 0
         self._arrived, self._full, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._troubled = False
+        self._troubled = self._holds_back = False
         self._warned_topics: set[str] = set()
         self.source: Source | None = None  # set by the service: broker and intake know each other
 
@@ -154,6 +154,7 @@ class Intake:
             self._full.set()
         self._emit(Received(len(messages)))
         if self._held_bytes > _HELD_BYTES_MAX and self.source:
+            self._holds_back = True
             self.source.pause_reading()
 
     def _admit(self, message: Publish | TooLarge, now: float, time: str) -> Arrival | TooLarge:
@@ -241,7 +242,8 @@ class Intake:
         if packet_ids and self.source:
             self.source.confirm(packet_ids, group.epoch)
         self._held_bytes -= group.held_bytes
-        if self._held_bytes < _HELD_BYTES_MAX // 2 and self.source:
+        if self._holds_back and self._held_bytes < _HELD_BYTES_MAX // 2 and self.source:
+            self._holds_back = False  # only what intake itself paused: at the end the service pauses for good
             self.source.resume_reading()
 
     def _report(self, outcome: Outcome) -> None:

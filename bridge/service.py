@@ -180,6 +180,8 @@ class Service:
         except (asyncio.CancelledError, BridgeError):
             raise
         except Exception as error:
+            if isinstance(error, ExceptionGroup) and (known := error.subgroup(BridgeError)):
+                raise _first(known) from error  # of a part that has tasks of its own
             log.exception("task %s died", name)
             raise TaskDiedError(f"task {name} died: {error!r}", "this is a defect: please report it") from error
         if not self._stopping:

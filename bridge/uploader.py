@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import re
 import ssl
 import time
 import zlib
@@ -41,7 +42,10 @@ COMPRESS_BYTES_MIN = 1024  # a smaller body gains nothing, or grows
 _GZIP_LEVEL = 1  # 1,000 predictions: level 1 takes 3 ms and level 6 takes 8.5 ms for 8 % less
 _ZSTD_LEVEL = 1  # a fifth smaller than gzip in a third of the time; higher levels gain nothing on batches
 _COMPRESSORS_MAX = 2  # threads
+_SECRET_HEADER = re.compile("auth|cookie|key|pass|secret|sign|token", re.IGNORECASE)
+_SECRET_CHARS_MIN = 6
 _ZLIB_OR_GZIP = zlib.MAX_WBITS + 32
+FileMark = tuple[int, int, int]  # tells two states of a file apart
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ValueError)  # ValueError: what cannot stand in a request
 
 
@@ -66,14 +70,14 @@ class Uploader:
         self._settings = settings
         self._user_agent = f"edge-bridge/{version}"
         self._token = settings.token.get_secret_value() if settings.token else None
-        self._token_file_seen = _file_mark(settings.token_file)
+        self._token_file_seen: FileMark | None = None
         self._compresses = True
         self._threads = ThreadPoolExecutor(min(settings.concurrency, _COMPRESSORS_MAX), "compress")
         self._session: aiohttp.ClientSession | None = None
         self._posts: Counter[aiohttp.ClientSession] = Counter()
 
     async def __aenter__(self) -> Self:
-        self._session = _open_session(self._settings)
+        self._session = await self._open(self._settings)
         return self
 
     async def __aexit__(
@@ -86,13 +90,24 @@ class Uploader:
 
     async def reload(self, settings: UploadSettings) -> None:
         """Use other settings from the next post on; posts under way end as they began."""
-        fresh, retired = _open_session(settings), self._session
+        fresh, retired = await self._open(settings), self._session
         self._settings, self._session = settings, fresh
         self._token = settings.token.get_secret_value() if settings.token else None
-        self._token_file_seen = _file_mark(settings.token_file)
         self._compresses = True
         if retired and not self._posts[retired]:
             await retired.close()
+
+    async def _open(self, settings: UploadSettings) -> aiohttp.ClientSession:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        context = await in_thread(self._threads, _tls_context, settings.tls)
+        self._token_file_seen = await in_thread(self._threads, _file_mark, settings.token_file)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.concurrency, ssl=context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds, sock_connect=settings.timeout_seconds / 2),
+            auto_decompress=False,
+            trust_env=False,
+        )
 
     async def token_changed(self) -> bool:
         """Look at `upload.token_file`; if it was written since the last look, use the token in it and say True."""
@@ -163,6 +178,11 @@ class Uploader:
             headers[name] = value
         return headers
 
+    def _secrets(self) -> list[str]:
+        """Return what an answer may echo and nobody may see; very short ones would blot out half of any text."""
+        keys = [value for name, value in self._settings.headers.items() if _SECRET_HEADER.search(name)]
+        return [secret for secret in (self._token, *keys) if secret and len(secret) >= _SECRET_CHARS_MIN]
+
     async def _read(self, response: aiohttp.ClientResponse, started_at: float) -> Reply:
         error, answer, truncated = None, b"", False
         try:
@@ -170,8 +190,8 @@ class Uploader:
             answer, truncated = _decoded(answer, response.headers.get("Content-Encoding", "identity"), truncated)
         except _NETWORK_ERRORS as broken:
             error = self._explain(broken)
-        if self._token:
-            answer = answer.replace(self._token.encode(), b"***")
+        for secret in self._secrets():
+            answer = answer.replace(secret.encode(), b"***")
         return Reply(
             response.status,
             content_type=response.headers.get("Content-Type"),
@@ -271,16 +291,6 @@ def _decoded(answer: bytes, encoding: str, truncated: bool) -> tuple[bytes, bool
     return plain[:ANSWER_BYTES_MAX], truncated or len(plain) > ANSWER_BYTES_MAX
 
 
-def _open_session(settings: UploadSettings) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=settings.concurrency, ssl=_tls_context(settings.tls)),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds, sock_connect=settings.timeout_seconds / 2),
-        auto_decompress=False,
-        trust_env=False,
-    )
-
-
 def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=tls.ca)
@@ -307,9 +317,6 @@ def _os_words(error: OSError, otherwise: str = "no address answered") -> str:
 
 def _since(started_at: float) -> float:
     return time.monotonic() - started_at
-
-
-FileMark = tuple[int, int, int]
 
 
 def _file_mark(path: Path | None) -> FileMark | None:

@@ -6,8 +6,6 @@ import json
 import pickle
 from pathlib import Path
 
-import pytest
-
 from tests.harness import wait_until
 from tests.harness.cloud import answer
 from tests.harness.cloud_stage import CloudStage, on_stage
@@ -23,6 +21,16 @@ UNDECODABLE = {
     "text that is no JSON": "crack",
     "bytes that are not UTF-8": b'"\xff\xfe"',
 }
+ODD_VALUES = (
+    "CAST(x'ff7b' AS TEXT), 1700000000",  # text that is not UTF-8
+    "x'7b7d', 'yesterday'",
+    "x'7b7d', x'00'",
+    "x'7b7d', 1e300",  # beyond all calendars
+    "x'7b7d', -1e300",
+    "x'7b7d', 9e999",
+    "x'7b7d', NULL",
+    """x'7b2273706563', 1700000000""",
+)
 
 
 def insert(stage: CloudStage, *rows: object) -> None:
@@ -81,29 +89,20 @@ def test_what_died_stays_dead_and_is_written_in_the_ledger_once_over_restarts(
         assert [line["messages"] for line in stage.log("undecodable")] in ([], [2])
 
 
-@pytest.mark.parametrize(
-    "insertion",
-    [
-        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (CAST(x'ff7b' AS TEXT), 1700000000, 0)",
-        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (x'7b7d', 'yesterday', 0)",
-        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (x'7b7d', 1e300, 0)",
-        "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (x'7b7d', NULL, 0)",
-    ],
-    ids=["text that is not UTF-8", "a time in words", "a time beyond all calendars", "no time"],
-)
-def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosquitto, insertion: str) -> None:
-    """The row itself may be delivered or dead, but it is counted as one of the two."""
+def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """Columns of SQLite hold what they are given. Such a row may be delivered or dead, but is counted as one of both."""
     with on_stage(tmp_path, mosquitto) as stage:
         stage.stop()
         with stage.database() as connection:
-            connection.execute(insertion)
+            for values in ODD_VALUES:
+                connection.execute(f"INSERT INTO ack_queue_default (data, timestamp, status) VALUES ({values}, 0)")  # noqa: S608
         stage.start()
         stage.publish_numbered(3)
         wait_until(lambda: set(stage.tried) <= stage.cloud.stored.keys(), what="the others delivered")
         delivered, dead, _ = wait_until(lambda: (found := queue_counts(stage))[2] == 0 and found, what="settled")
-        assert (delivered, dead) in {(4, 0), (3, 1)}
+        assert delivered + dead == 3 + len(ODD_VALUES)
         stage.stop()
-        assert counts(stage) == {code: n for code, n in {5: delivered, 9: dead}.items() if n}
+        assert counts(stage) == {code: number for code, number in {5: delivered, 9: dead}.items() if number}
 
 
 def test_json_from_elsewhere_is_not_undecodable(tmp_path: Path, mosquitto: Mosquitto) -> None:

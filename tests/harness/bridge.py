@@ -36,7 +36,8 @@ class BridgeProcess:
     """`python -m bridge run` (or another command) in a process group of its own, its output kept in files.
 
     `settings` are dotted keys as in the configuration. `wrapper` goes before the command (strace, faketime, prlimit);
-    signals go to the bridge itself, not to its wrapper. Start it as often as you like: output is appended.
+    signals go to the bridge itself, not to its wrapper. `module` runs in the place of `bridge` (a saboteur). Start it as
+    often as you like: output is appended.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class BridgeProcess:
         command: Sequence[str] = ("run",),
         wrapper: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
+        module: str = "bridge",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.settings = dict(settings)
-        self._command = [*wrapper, sys.executable, "-m", "bridge", *command]
+        self._module = module
+        self._command = [*wrapper, sys.executable, "-m", module, *command]
         self._wrapped = bool(wrapper)
         self._variables = dict(variables or {})
         self._stdout_path, self._stderr_path = folder / "bridge.out", folder / "bridge.err"
@@ -142,12 +145,12 @@ class BridgeProcess:
         return True
 
     def _inner_pid(self) -> int:
-        """The one process of the group that runs `-m bridge` and is not the wrapper."""
+        """The one process of the group that runs the module and is not the wrapper."""
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 pid = int(process.name)
-                if words[1:3] == [b"-m", b"bridge"] and os.getpgid(pid) == self._child.pid:
+                if words[1:3] == [b"-m", self._module.encode()] and os.getpgid(pid) == self._child.pid:
                     return pid
         raise ProcessLookupError("the wrapped bridge does not run")
 

@@ -196,3 +196,12 @@ async def test_a_full_group_does_not_linger() -> None:
         bench.intake.receive(publishes(3), 7)
         await asyncio.wait_for(bench.intake.drained(), 1)
     assert bench.broker.confirmed == [([1, 2, 3], 7)]
+
+
+async def test_what_somebody_else_paused_stays_paused() -> None:
+    bench = Bench(linger_ms=0)
+    bench.broker.pause_reading()  # the service, at shutdown
+    async with running(bench):
+        bench.intake.receive(publishes(1), 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.paused
