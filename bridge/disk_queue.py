@@ -45,7 +45,7 @@ import stat
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -581,7 +581,8 @@ class FolderLock:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if all(path.name.startswith((FILE_NAME, LOCK_NAME)) for path in folder.iterdir()):
-                folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
+                with suppress(PermissionError):  # a volume that belongs to somebody else, and we may write to it
+                    folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
             self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise QueueUnusableError(

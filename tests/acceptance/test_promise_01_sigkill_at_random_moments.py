@@ -20,7 +20,7 @@ SETTINGS = {
     "mqtt.receive_maximum": WINDOW_MESSAGES,
     "log.level": "warning",
 }
-MESSAGES_PER_SECOND = 1500
+MESSAGES_PER_SECOND = 2500
 RUN_SECONDS_MAX = 1.6  # it starts in some 0.7 s, so about half of the kills hit a bridge that is up
 
 

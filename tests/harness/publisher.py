@@ -20,6 +20,7 @@ CONNACK, PUBLISH, PUBACK, PINGRESP = 0x20, 0x30, 0x40, 0xD0
 PACKET_ID_MAX = 65_535
 RECONNECT_SECONDS = 0.05
 CONNECT_SECONDS = 5
+PACE_SECONDS = 0.005  # a sleep is never shorter than some milliseconds, so messages go in small bursts
 
 Payload = Callable[[int], tuple[str, bytes]]
 """Message number → the id it goes by in the ledger, and the payload."""
@@ -89,7 +90,7 @@ class LedgerPublisher:
     """Publishes at QoS 1 from a thread of its own and keeps the ledger; unconfirmed messages go again after a loss.
 
     `window` messages wait for their PUBACK at most. It ends by itself once `count` messages, if
-    given, are confirmed; `messages_per_second` slows it down. `tried` and `confirmed` hold ids and may be
+    given, are confirmed; `messages_per_second` slows it down, on average. `tried` and `confirmed` hold ids and may be
     read at any time.
     """
 
@@ -111,7 +112,7 @@ class LedgerPublisher:
         self.reconnects = -1
         self._port, self._topic, self._payload = port, topic, payload
         self._window = window
-        self._pause_seconds = 1 / messages_per_second if messages_per_second else 0.0
+        self._interval_seconds = 1 / messages_per_second if messages_per_second else 0.0
         self._identity = (client_id, username, password)
         self._count = count
         self._sent = 0
@@ -148,6 +149,7 @@ class LedgerPublisher:
 
     async def _run(self) -> None:
         client_id, username, password = self._identity
+        self._started_at = asyncio.get_running_loop().time()
         while not self._all_confirmed:
             with contextlib.suppress(OSError, EOFError, TimeoutError):
                 wire = await Wire.open(self._port, client_id, username=username, password=password)
@@ -169,6 +171,7 @@ class LedgerPublisher:
             wire.close()
 
     async def _send(self, wire: Wire) -> None:
+        now = asyncio.get_running_loop().time
         while self._sent != self._count:
             while len(self._open) >= self._window:
                 self._room.clear()
@@ -179,7 +182,9 @@ class LedgerPublisher:
             self.tried.add(event_id)
             self._open[packet_id] = (event_id, payload)
             wire.writer.write(publish_packet(self._topic, payload, packet_id))
-            await (asyncio.sleep(self._pause_seconds) if self._pause_seconds else wire.writer.drain())
+            await wire.writer.drain()
+            if (early_seconds := self._sent * self._interval_seconds - (now() - self._started_at)) > PACE_SECONDS:
+                await asyncio.sleep(early_seconds)
 
     async def _read_confirmations(self, wire: Wire) -> None:
         while not self._all_confirmed:

@@ -239,6 +239,17 @@ def test_a_server_outage_alone_never_puts_a_row_aside_or_to_death() -> None:
     assert sorted(walk.acked) == list(range(8))
 
 
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5), st.integers(1, 20))
+def test_an_outage_of_5xx_shorter_than_two_minutes_never_changes_the_order(
+    count: int, batch_messages: int, first: int, failures: int
+) -> None:
+    walk = Walk(count, lambda _: Reply(200), limits=Limits(batch_messages, 10**6))
+    down = range(first, first + failures)
+    walk.cloud = lambda _: Reply(500 if len(walk.posts) - 1 in down else 200)
+    walk.to_the_end()
+    assert walk.acked == list(range(count))
+
+
 def test_max_attempts_ends_a_row_that_fails_while_others_pass() -> None:
     walk = Walk(8, poisoned([3]), max_attempts=4)
     while 3 in walk.agenda.row_ids:

@@ -22,6 +22,7 @@ LAYERS = (
     EDGES,
     {"disk_thread", "intake", "forwarder", "announcer"},
     {"service"},
+    {"demo", "bench"},
     {"cli"},
     {"__main__"},
 )

@@ -1,0 +1,72 @@
+"""System calls as strace saw them: who wrote what, and which sync had returned by then."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CALLS = "recvfrom,sendto,write,pwrite64,pwritev,fsync,fdatasync"
+STRING_BYTES_MAX = 1 << 20  # more than any one call here moves
+SYNC_CALLS = frozenset({"fsync", "fdatasync"})
+
+_BEGAN = re.compile(r"(\d+) +(\w+)\((.*)")
+_RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
+_ENDED = re.compile(r"\) += (-?\d+)[^=\"]*$")
+_ARGUMENTS = re.compile(r'\d+<(.*?)>(?=[,)]|$)(?:, "((?:[^"\\]|\\.)*)")?')
+_UNFINISHED = " <unfinished ...>"
+
+
+def watching(log: Path) -> tuple[str, ...]:
+    """Return the wrapper that writes all that `calls` reads, with descriptors resolved to files and connections."""
+    return ("strace", "-f", "-qq", "-yy", "--seccomp-bpf", "-s", str(STRING_BYTES_MAX), "-e", f"trace={CALLS}") + (
+        "-o",
+        str(log),
+    )
+
+
+def counting_syncs(log: Path) -> tuple[str, ...]:
+    """Return the wrapper that writes a line a sync and costs nothing else."""
+    return ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={','.join(sorted(SYNC_CALLS))}", "-o", str(log))
+
+
+def delaying_syncs(delay_seconds: float) -> tuple[str, ...]:
+    """Return the wrapper that makes each sync take so much longer: a slow SD card."""
+    calls = ",".join(sorted(SYNC_CALLS))
+    inject = f"inject={calls}:delay_exit={int(delay_seconds * 1e6)}"
+    return ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={calls}", "-e", inject, "-o", "/dev/null")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: when it began and returned (in lines of the log), on which file or connection, and the bytes moved."""
+
+    name: str
+    began: int
+    returned: int
+    target: str
+    data: bytes
+    result: int
+
+
+def calls(log: Path) -> Iterator[Call]:
+    """Yield the calls in the order in which they returned."""
+    open_calls: dict[str, tuple[int, str, str]] = {}
+    with log.open(encoding="ascii") as lines:
+        for number, raw in enumerate(lines):
+            line = raw.rstrip("\n")
+            if resumed := _RESUMED.match(line):
+                began, name, text = open_calls.pop(resumed[1])
+                text += resumed[2]
+            elif begun := _BEGAN.match(line):
+                began, name, text = number, begun[2], begun[3]
+                if text.endswith(_UNFINISHED):
+                    open_calls[begun[1]] = (number, name, text.removesuffix(_UNFINISHED))
+                    continue
+            else:
+                continue  # signals, ends of threads
+            if (ended := _ENDED.search(text)) and (arguments := _ARGUMENTS.match(text)):
+                data, _ = codecs.escape_decode((arguments[2] or "").encode())
+                yield Call(name, began, number, arguments[1], data, int(ended[1]))
