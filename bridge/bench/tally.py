@@ -42,12 +42,8 @@ class Tally:
         unique = len(self._seen)
         return {"unique": unique, "duplicates": self._found - unique, "last_ns": self._last_ns}
 
-    def latencies_ns(self) -> list[int]:
-        """Return from due to arrived, of each; only LATENCY has them."""
-        return self._latencies_ns
-
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Answer a command of the bench: `expect` a phase, `report`, or the `latencies`."""
+        """Answer a command of the bench: `expect` a phase, `report`, or `latencies` (LATENCY alone has any)."""
         match command["do"]:
             case "expect":
                 self.expect(Phase(command["phase"]))

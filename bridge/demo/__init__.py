@@ -4,7 +4,8 @@
     cameras      publishes them at QoS 1 and keeps the ledger: what was tried, what the broker confirmed
     stage        broker, bridge and cloud as child processes, in a folder of their own
     cloud        asks the receiver what it has
-    story        what happens, in order
+    watch        what can be seen of bridge and cloud from outside
+    acts, story  what happens, in order
     tally        the ledgers compared, id by id: the only source of "lost 0" (pure)
 
 It stands outside the bridge: whatever it knows, it knows as any other program would, by MQTT, HTTP and the stopped

@@ -12,7 +12,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -37,6 +37,8 @@ PATIENCE_SECONDS = 60.0
 DRAIN_PATIENCE_SECONDS = 30.0
 STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.02
+
+Condition = Callable[[], bool | Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,9 @@ class Story:
         """Play all acts and count."""
         try:
             async with asyncio.TaskGroup() as group:
-                watching = [group.create_task(self._watch.cloud()), group.create_task(self._keep_showing())]
+                watching = [group.create_task(self._watch.poll_cloud()), group.create_task(self._keep_showing())]
                 classifier = await self._start()
-                watching.append(group.create_task(self._watch.bridge()))
+                watching.append(group.create_task(self._watch.follow_bridge()))
                 async with self._publishing(group, classifier) as cameras:
                     outcome = await self._play(cameras)
                 for task in watching:
@@ -183,7 +185,9 @@ class Story:
         with self._act(Act.OUTAGE) as result:
             await cameras.allow(self._share(OUTAGE_ENDS))
             await asyncio.to_thread(self._cloud.lose_an_answer)
-            await self._answer_lost()
+            await self._until(
+                lambda: asyncio.to_thread(self._cloud.has_lost_it), "an answer to get lost", self._stage.bridge
+            )
             gone = self._now(cameras)
             await self._end(self._stage.cloud, signal.SIGTERM)
             await self._publish(cameras, OUTAGE_ENDS)
@@ -263,11 +267,11 @@ class Story:
         self._narrator.end(*result)
 
     async def _until(
-        self, condition: Callable[[], bool], what: str, whom: Program, patience_seconds: float = PATIENCE_SECONDS
+        self, condition: Condition, what: str, whom: Program, patience_seconds: float = PATIENCE_SECONDS
     ) -> None:
         """Wait for a condition; StageError, with the log of whom it depends on, after the deadline."""
         deadline = time.monotonic() + patience_seconds
-        while not condition():
+        while not await _is_met(condition):
             self._stage.check()
             if time.monotonic() > deadline:
                 raise StageError(f"waited {patience_seconds:.0f} s in vain for {what}", whom.last_lines())
@@ -281,11 +285,6 @@ class Story:
         await self._until(
             lambda: len(cameras.confirmed) >= wanted, "the broker's confirmations", self._stage.broker, patience_seconds
         )
-
-    async def _answer_lost(self) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await asyncio.to_thread(self._cloud.has_lost_it):
-                await asyncio.sleep(_POLL_SECONDS)
 
     def _backlog_is_seen(self) -> bool:
         watch = self._watch
@@ -349,6 +348,11 @@ class Story:
                 seconds=time.monotonic() - self._started_at,
             )
         )
+
+
+async def _is_met(condition: Condition) -> bool:
+    answer = condition()
+    return answer if isinstance(answer, bool) else await answer
 
 
 def _first(errors: BaseExceptionGroup[BridgeError]) -> BridgeError:

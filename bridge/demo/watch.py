@@ -31,13 +31,13 @@ class Watch:
         self.stats = Stats(0, 0, 0)
         self.cloud_answers = False
 
-    async def bridge(self) -> None:
+    async def follow_bridge(self) -> None:
         """Follow the status topic, until cancelled. FaultError if the broker goes away."""
         async with aclosing(watch_topic(self._mqtt, self._status_topic)) as publications:
             async for payload in publications:
                 self.take(orjson.loads(payload))
 
-    async def cloud(self) -> None:
+    async def poll_cloud(self) -> None:
         """Ask the cloud several times a second, until cancelled."""
         while True:
             stats = await asyncio.to_thread(self._cloud.stats)

@@ -71,7 +71,7 @@ def refusing(bad: Collection[int], status_code: int = 400) -> Cloud:
 # ---- 4xx: halving -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data(), st.integers(2, 1024))
 def test_one_bad_row_is_alone_after_at_most_2_log2_b_plus_1_requests(data: st.DataObject, count: int) -> None:
     bad = data.draw(st.integers(0, count - 1))
@@ -328,7 +328,7 @@ def test_retry_after_of_partial_results_holds_for_the_destination() -> None:
 weathers = st.sampled_from([200, 200, 200, None, 500, 503, 429, 409, 401, 207])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.integers(1, 40),
     st.sets(st.integers(0, 39), max_size=3),

@@ -313,9 +313,9 @@ async def test_lanes_post_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status_code", "hours"), [(401, 24), (302, 1), (403, 1), (404, 1), (405, 1), (407, 1), (410, 1)]
+    ("status_code", "hours"), [(401, 4), (302, 1), (403, 1), (404, 1), (405, 1), (407, 1), (410, 1)]
 )
-async def test_a_day_of_refusals_loses_nothing_kills_nothing_and_alarms_once(status_code: int, hours: int) -> None:
+async def test_hours_of_refusals_loses_nothing_kills_nothing_and_alarms_once(status_code: int, hours: int) -> None:
     scene = Scene(50, lambda _: Reply(status_code), batch_messages=20)
     async with scene.running():
         await scene.until(lambda: scene.now >= hours * 3600)
@@ -446,7 +446,7 @@ class CoveringCloud:
         return Reply(422)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 25), st.sets(st.integers(0, 59), max_size=4), weathers, st.integers(1, 3))
 def test_every_row_ends_delivered_or_dead_exactly_when_an_answer_covered_it(
     count: int, batch_messages: int, bad: set[int], weather: list[Reply | None], concurrency: int
@@ -464,7 +464,7 @@ def test_every_row_ends_delivered_or_dead_exactly_when_an_answer_covered_it(
     asyncio.run(walk())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 40), st.sets(st.integers(0, 39), min_size=1, max_size=2), st.integers(1, 3))
 def test_rows_that_the_server_cannot_digest_hold_up_nobody_for_ever(
     count: int, bad: set[int], concurrency: int

@@ -1,0 +1,120 @@
+"""Child processes of the bench: started in a private folder, always ended, and asked things by line if they are ours.
+
+Nothing of the user's environment reaches them, so that every bench measures the same. They are in sessions of their
+own: Ctrl-C is the bench's business, and leaving the context kills what still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import bridge
+from bridge.bench.usage import Usage
+from bridge.errors import FaultError
+
+_READY_SECONDS = 60.0  # a generator of millions of messages builds them first
+_LINE_BYTES_MAX = 1 << 26  # the latencies of a phase come in one line
+_PACKAGE_FOLDER = Path(bridge.__file__).parents[1]
+
+
+class Program:
+    """One process from `async with` to its end; its standard error is `<name>.log` in the folder."""
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path, *, talks: bool = False) -> None:
+        self.name = name
+        self._command, self._folder, self._talks = tuple(command), folder, talks
+        self._process: Process | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    def usage(self) -> Usage:
+        """Return what the process has used so far."""
+        return Usage.of(self.pid)
+
+    def check(self) -> None:
+        """Raise FaultError if it has ended."""
+        if self._running.returncode is not None:
+            raise self._ended()
+
+    async def __aenter__(self) -> Self:
+        with (self._folder / f"{self.name}.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=PIPE if self._talks else DEVNULL,
+                stdout=PIPE if self._talks else log,
+                stderr=log,
+                cwd=self._folder,
+                env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": str(_PACKAGE_FOLDER)},
+                start_new_session=True,
+                limit=_LINE_BYTES_MAX,
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(ProcessLookupError):
+            self._running.kill()
+        await self._running.wait()
+
+    @property
+    def _running(self) -> Process:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._process
+
+    def _ended(self) -> FaultError:
+        text = (self._folder / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
+        last = text.splitlines()[-1:] or ["it said nothing"]
+        return FaultError(f"{self.name} ended in the middle of the bench", f"its last words: {last[0]}")
+
+
+class Talker(Program):
+    """A process of ours that speaks the line protocol of `dialogue`."""
+
+    def __init__(self, module: str, folder: Path, **options: object) -> None:
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        command = [sys.executable, "-m", f"bridge.bench.{module}", *words]
+        super().__init__(module, command, folder, talks=True)
+        self.greeting: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        try:
+            self.greeting = await asyncio.wait_for(self._hear(), _READY_SECONDS)
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def ask(self, do: str, **arguments: object) -> dict[str, Any]:
+        """Give a command and wait for its answer."""
+        if self._running.stdin is None:
+            raise RuntimeError("a talker has a standard input")
+        try:
+            self._running.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            await self._running.stdin.drain()
+        except ConnectionError:
+            raise self._ended() from None
+        return await self._hear()
+
+    async def _hear(self) -> dict[str, Any]:
+        if self._running.stdout is None:
+            raise RuntimeError("a talker has a standard output")
+        line = await self._running.stdout.readline()
+        if not line:
+            await self._running.wait()
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
