@@ -328,8 +328,14 @@ class Broker:
         self._connects += 1
         self.subscribed.set()
 
-    def _on_disconnect(self, _client: Any, _user: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
-        self._lose(self._refusal or f"connection to {self._where()} lost: {reason}")
+    def _on_disconnect(self, _client: Any, _user: Any, flags: Any, reason: ReasonCode, _properties: Any) -> None:
+        if flags.is_disconnect_packet_from_server:
+            why = f"{self._where()} ended the connection: {reason}"
+        elif reason == "Keep alive timeout":
+            why = f"{self._where()} has not answered for {int(self.settings.keepalive_seconds)} s"
+        else:  # paho has no better words for it than "Unspecified error"
+            why = f"the connection to {self._where()} broke"
+        self._lose(self._refusal or why)
 
     def _on_message(self, _client: Any, _user: Any, message: paho.MQTTMessage) -> None:
         """Take what paho read itself (the slow lane)."""
@@ -506,14 +512,9 @@ def _words(error: BaseException) -> str:
 
 
 class Publisher(Broker):
-    """A connection for a producer: publishes at QoS 1, at most `window` messages unconfirmed, across reconnects.
+    """A connection for a producer: publishes at QoS 1, across reconnects, each message until it is confirmed."""
 
-    20 is what Mosquitto takes from a client if nothing else is configured; paho does not look at what it says.
-    """
-
-    def __init__(
-        self, settings: MqttSettings, *, client_id: str, emit: Emit, random: Callable[[], float], window: int = 20
-    ) -> None:
+    def __init__(self, settings: MqttSettings, *, client_id: str, emit: Emit, random: Callable[[], float]) -> None:
         super().__init__(
             settings,
             client_id=client_id,
@@ -522,9 +523,8 @@ class Publisher(Broker):
             random=random,
             persistent=False,
         )
-        self._client.max_inflight_messages_set(window)
         self._client.on_publish = self._on_puback
-        self._room = asyncio.Semaphore(window)
+        self._room = asyncio.Semaphore(self._client.max_inflight_messages)
         self._unconfirmed: dict[int, asyncio.Future[None]] = {}
 
     async def publish_confirmed(self, topic: str, payload: bytes) -> None:

@@ -584,6 +584,7 @@ class FolderLock:
                 with suppress(PermissionError):  # a volume that belongs to somebody else, and we may write to it
                     folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
             self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.fchmod(self._fd, 0o600)  # also one that was there before
         except OSError as error:
             raise QueueUnusableError(
                 f"the queue folder {folder} cannot be used: {error.strerror}",

@@ -44,7 +44,7 @@ _STALL_SECONDS = 5.0  # a commit that takes longer is reported; promise 6
 _TICK_SECONDS = 1.0
 _FILTERS_NOTE = "topic_filters"
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bridge")
 _random = random.SystemRandom().random
 
 Reload = Callable[[], "Settings"]
@@ -105,6 +105,14 @@ class Service:
         self._connect_parts(former)
         await self._disk.run(lambda queue: queue.write_note(_FILTERS_NOTE, orjson.dumps(settings.mqtt.topics).decode()))
         await stack.enter_async_context(self._web())
+        log.info(
+            "edge-bridge %s as %s: queue in %s with %d waiting, uploading to %s",
+            __version__,
+            settings.device_id,
+            settings.queue.path,
+            self._board.status.queue.ready,
+            settings.upload.url.partition("?")[0],  # what comes behind may be a secret (I8)
+        )
 
     def _connect_parts(self, former_filters: list[str]) -> None:
         settings = self._settings

@@ -317,6 +317,8 @@ def _members(reply: Reply) -> dict[str, Any]:
     """Return the members of the JSON object that the body is; none if it is something else or empty."""
     text = _stripped(reply.body)
     is_object = text.startswith(b"{")
+    if reply.truncated and not text:
+        raise _UnreadableError  # white space up to the bound: nobody knows what would have come behind it
     if not text or not (is_object or _media_type(reply).endswith(("/json", "+json"))):
         return {}
     if reply.truncated and not is_object:

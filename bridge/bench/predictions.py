@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 _NUMBER_DIGITS, _STAMP_DIGITS = 10, 19
-_NUMBERS_A_PHASE = 10 ** (_NUMBER_DIGITS - 1)
-_STAMP_BASE = 10 ** (_STAMP_DIGITS - 1)  # JSON numbers have no leading zeros; the machine runs for less than 31 years
+_NUMBERS_A_PHASE = 1_000_000_000
+_STAMP_BASE = 1_000_000_000_000_000_000  # JSON numbers have no leading zeros; the machine runs for less than a year
 _LAYOUT = b'{"n":%d,"sent_ns":%d,"label":"crack","probabilities":[%b]}'
 STAMP_AT = len(b'{"n":') + _NUMBER_DIGITS + len(b',"sent_ns":')
 _DIGITS_AT_LEAST = len("0.1234")

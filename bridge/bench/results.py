@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 SCHEMA = 1  # of the JSON document; raised when a member changes its meaning
 ABSENT = "–"
+PERCENTILES = ("p50_ms", "p99_ms", "p999_ms")
 TITLES = (
     "mode",
     "messages/s (min–max)",
     "of ceiling",
-    "CPU µs/message",
+    "CPU µs / message",
     "RSS peak MiB",
-    "written B/payload B",
-    "latency ms p50/p99/p99.9",
-    "idle CPU %",
-    "idle RSS MiB",
+    "written B / payload B",
+    "latency ms p50 / p99 / p99.9",
+    "idle CPU % / MiB",
 )
 
 
@@ -108,12 +108,10 @@ def rows(modes: Sequence[Mode], ceiling: str) -> list[tuple[str, ...]]:
 
 def _row(mode: Mode, rate: Spread | None, top: Spread | None) -> tuple[str, ...]:
     runs = mode.runs
-    latencies = [run.latency for run in runs]
-    percentiles = (
-        spread([one and one.p50_ms for one in latencies]),
-        spread([one and one.p99_ms for one in latencies]),
-        spread([one and one.p999_ms for one in latencies]),
-    )
+    latencies = [run.latency for run in runs if run.latency]
+    idle_cpu = spread([run.idle_cpu_percent for run in runs])
+    idle_mib = spread([_mib(run.idle_rss_bytes) for run in runs])
+    percentiles = [spread([getattr(one, name) for one in latencies]) for name in PERCENTILES]
     return (
         mode.title,
         f"{rate.median:,.0f} ({rate.low:,.0f}–{rate.high:,.0f})" if rate else ABSENT,
@@ -121,9 +119,8 @@ def _row(mode: Mode, rate: Spread | None, top: Spread | None) -> tuple[str, ...]
         _cell(spread([run.cpu_us_per_message for run in runs]), 1),
         _cell(spread([_mib(run.rss_peak_bytes) for run in runs]), 0),
         _cell(spread([run.written_bytes_per_payload_byte for run in runs]), 2),
-        " / ".join(_cell(one, 1) for one in percentiles) if percentiles[0] else ABSENT,
-        _cell(spread([run.idle_cpu_percent for run in runs]), 2),
-        _cell(spread([_mib(run.idle_rss_bytes) for run in runs]), 0),
+        " / ".join(_cell(one, 1) for one in percentiles) if latencies else ABSENT,
+        f"{_cell(idle_cpu, 2)} / {_cell(idle_mib, 0)}" if idle_cpu else ABSENT,
     )
 
 
@@ -159,6 +156,6 @@ def _medians(runs: Sequence[Run]) -> dict[str, float | None]:
         "idle_rss_bytes",
     )
     found = {name: spread([getattr(run, name) for run in runs]) for name in names}
-    for name in ("p50_ms", "p99_ms", "p999_ms"):
-        found[f"latency_{name}"] = spread([run.latency and getattr(run.latency, name) for run in runs])
+    for name in PERCENTILES:
+        found[f"latency_{name}"] = spread([getattr(run.latency, name) for run in runs if run.latency])
     return {name: one and one.median for name, one in found.items()}

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bridge.cli.output import print_json
 from bridge.errors import OperatorError
@@ -84,7 +84,8 @@ def execute(args: argparse.Namespace) -> int:
 
     console = _console(to_stderr=args.json)
     with _folder(args.keep) as folder, Stage(folder, args.messages) as stage:
-        screen = Screen(console, stage.web_port) if console.is_terminal else Lines(console)
+        in_place = console.is_terminal and not console.is_dumb_terminal
+        screen = Screen(console, stage.web_port) if in_place else Lines(console)
         try:
             with screen:
                 outcome = asyncio.run(_play(stage, args.messages, args.seed, screen))
@@ -226,12 +227,16 @@ class Screen:
 
     def _draw(self) -> RenderableType:
         from rich.console import Group
+        from rich.text import Text
 
         snapshot, act = self._snapshot, self._act
         if snapshot is None:
             return ""
-        parts = [_head(snapshot, self._web_port), "", _chain(snapshot), "", _bars(snapshot), "", self._acts(act)]
-        return Group(*parts, *(["", _words(act)] if act else []))
+        if act is None:  # all programs are gone: what is left to see is what was
+            return Group(_head(snapshot), "", _bars(snapshot), "", self._acts(act))
+        head = _head(snapshot, f"   its page: http://127.0.0.1:{self._web_port}/")
+        words = Text(act.words, "italic")
+        return Group(head, "", _chain(snapshot), "", _bars(snapshot), "", self._acts(act), "", words)
 
     def _acts(self, current: Act | None) -> RenderableType:
         from rich.text import Text
@@ -255,15 +260,14 @@ def _grid() -> Table:
     return Table.grid(padding=(0, 2, 0, 0))
 
 
-def _head(snapshot: Snapshot, web_port: int) -> RenderableType:
+def _head(snapshot: Snapshot, remark: str = "") -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     line = Table.grid(expand=True)
     line.add_column()
     line.add_column(justify="right")
-    about = Text.assemble(("edge-bridge demo", "bold"), (f"   its page: http://127.0.0.1:{web_port}/", "dim"))
-    line.add_row(about, Text(f"{snapshot.seconds:.0f} s", "dim"))
+    line.add_row(Text.assemble(("edge-bridge demo", "bold"), (remark, "dim")), Text(f"{snapshot.seconds:.0f} s", "dim"))
     return line
 
 
@@ -311,12 +315,6 @@ def _bar(share: float, style: str) -> Text:
     return Text.assemble(("━" * filled, style), ("─" * (_BAR_COLUMNS - filled), "dim"))
 
 
-def _words(act: Act) -> RenderableType:
-    from rich.text import Text
-
-    return Text(act.words, "italic")
-
-
 # ---- the end ----
 
 
@@ -348,9 +346,8 @@ def _measured(outcome: Outcome) -> Iterator[str]:
         f"Cloud away for {outcome.outage_seconds:.1f} s, up to {outcome.backlog_max:,} rows on disk, "
         f"drained {outcome.drain_seconds:.1f} s after its return."
     )
-    yield (
-        f"Bridge dead for {outcome.bridge_down_seconds:.1f} s, {outcome.published_while_bridge_down:,} published meanwhile."
-    )
+    meanwhile = f"{outcome.published_while_bridge_down:,} published meanwhile"
+    yield f"Bridge dead for {outcome.bridge_down_seconds:.1f} s, {meanwhile}."
     yield f"The classifier was right in {outcome.accuracy:.1%}. {outcome.seconds:.0f} s in all."
 
 

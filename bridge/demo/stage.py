@@ -170,21 +170,13 @@ class Stage:
         self.broker_port, self.cloud_port, self.web_port = _free_ports(3)
         conf, toml = folder / "mosquitto.conf", folder / "bridge.toml"
         conf.write_text(mosquitto_conf(self.broker_port, broker_folder), encoding="utf-8")
-        toml.write_text(self._bridge_toml(messages), encoding="utf-8")
+        ports = self.broker_port, self.cloud_port, self.web_port
+        toml.write_text(bridge_toml(self.queue_folder, *ports, keep_messages=2 * messages), encoding="utf-8")
         itself = (sys.executable, "-P", "-m", "bridge")
         self.broker = Program("mosquitto", (_mosquitto(), "-c", str(conf)), folder)
         self.bridge = Program("bridge", (*itself, "run", "--config", str(toml)), folder)
         receiver = ("receiver", "--port", str(self.cloud_port), "--data", str(folder / "cloud"), "--allow-faults")
         self.cloud = Program("receiver", (*itself, *receiver), folder)
-
-    def _bridge_toml(self, messages: int) -> str:
-        return _BRIDGE.format(
-            broker_port=self.broker_port,
-            cloud_port=self.cloud_port,
-            web_port=self.web_port,
-            queue_folder=json.dumps(str(self.queue_folder), ensure_ascii=False),  # a TOML string, too
-            keep_messages=2 * messages,
-        )
 
     @property
     def _programs(self) -> tuple[Program, ...]:
@@ -215,6 +207,17 @@ def mosquitto_conf(port: int, folder: Path) -> str:
     """Return the broker's configuration."""
     conf = _MOSQUITTO.format(port=port, folder=folder)
     return f"user root\n{conf}" if os.geteuid() == 0 else conf  # else it could not write here as user mosquitto
+
+
+def bridge_toml(queue_folder: Path, broker_port: int, cloud_port: int, web_port: int, *, keep_messages: int) -> str:
+    """Return the bridge's configuration."""
+    return _BRIDGE.format(
+        broker_port=broker_port,
+        cloud_port=cloud_port,
+        web_port=web_port,
+        queue_folder=json.dumps(str(queue_folder), ensure_ascii=False),  # a TOML string, too
+        keep_messages=keep_messages,
+    )
 
 
 def _mosquitto() -> str:

@@ -6,7 +6,8 @@ disk queue's file has the ids it stored, the cloud has the ids and the payloads 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 
@@ -15,8 +16,8 @@ class Ledgers:
     """Who knows what, by prediction id. `deliveries`: events that the cloud was sent, copies included."""
 
     tried: Mapping[str, bytes]
-    confirmed: Set[str]
-    stored: Set[str]
+    confirmed: AbstractSet[str]
+    stored: AbstractSet[str]
     delivered: Mapping[str, bytes]
     deliveries: int
 

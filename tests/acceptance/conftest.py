@@ -1,4 +1,4 @@
-"""A stage for each test, and strace where the test needs it: missing, it skips on a laptop and fails where CI is set."""
+"""A stage for each test, and strace where one needs it: missing, it skips on a laptop and fails where CI is set."""
 
 from __future__ import annotations
 

@@ -92,17 +92,16 @@ def test_a_cloud_that_fails_for_long_is_asked_at_the_pace_of_the_backoff(tmp_pat
 
 def test_memory_stays_flat_while_messages_come_and_none_can_go(tmp_path: Path, mosquitto: Mosquitto) -> None:
     """The queue is on disk: what comes behind a cloud that fails does not stay in memory."""
-    with on_stage(tmp_path, mosquitto, answer(503), upload={"batch_bytes": 262_144}) as stage:
-        stage.publish_ids([f"warm-{number}" for number in range(15_000)], "x" * 1000)
-        stage.wait_stored(15_000)
+    small = {"mqtt.receive_maximum": 1000}  # messages in hand at a time, so that they do not blur the picture
+    with on_stage(tmp_path, mosquitto, answer(503), upload={"batch_bytes": 65_536}, settings=small) as stage:
+        stage.publish_ids([f"warm-{number}" for number in range(9000)], "x" * 1000)  # fills SQLite's cache, too
+        stage.wait_stored(9000)
         before = rss_kib(stage)
-        stage.publish_ids([f"more-{number}" for number in range(25_000)], "x" * 1000)
-        stage.wait_stored(40_000)
-        print(rss_kib(stage), before)
-        assert rss_kib(stage) - before < 10 * 1024, "of 25 MB"
-        stage.cloud.always()
-        stage.wait_delivered(30)
-        stage.audit().assert_kept(duplicates_max=0)
+        stage.publish_ids([f"more-{number}" for number in range(21_000)], "x" * 1000)
+        stage.wait_stored(30_000)
+        assert rss_kib(stage) - before < 12 * 1024, "KiB, of 26 MB"
+        stage.stop()
+        assert stage.select("SELECT COUNT(*) FROM ack_queue_default WHERE status < 2") == [(30_000,)]
 
 
 def rss_kib(stage: CloudStage) -> int:

@@ -68,8 +68,8 @@ def test_no_redirect_is_followed_on_the_same_origin_either(stage: CloudStage) ->
 def test_a_captive_portal_that_sends_away_and_then_answers_itself_takes_nothing(
     stage: CloudStage, elsewhere: Cloud
 ) -> None:
-    stage.cloud.script(redirect(elsewhere.url, 302))
     stage.cloud.always(html())
+    stage.cloud.script(redirect(elsewhere.url, 302))
     stage.publish_numbered(10)
     wait_paused(stage, 302)
     stage.hang_up()

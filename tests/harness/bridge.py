@@ -36,8 +36,8 @@ class BridgeProcess:
     """`python -m bridge run` (or another command) in a process group of its own, its output kept in files.
 
     `settings` are dotted keys as in the configuration. `wrapper` goes before the command (strace, faketime, prlimit);
-    signals go to the bridge itself, not to its wrapper. `module` runs in the place of `bridge` (a saboteur). Start it as
-    often as you like: output is appended.
+    signals go to the bridge itself, not to its wrapper. `module` runs in the place of `bridge` (a saboteur). Start it
+    as often as you like: output is appended.
     """
 
     def __init__(

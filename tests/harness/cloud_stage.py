@@ -31,7 +31,8 @@ QUICK: Mapping[str, object] = {"retry_min_seconds": 0.02, "retry_max_seconds": 0
 class CloudStage:
     """`with` starts the bridge and waits until it is connected; `tried` has the id of every message published here.
 
-    `upload` are keys of that section, `settings` dotted keys of all others.
+    `upload` are keys of that section, `settings` dotted keys of all others; `publisher` is the user name and password
+    of who publishes here.
     """
 
     def __init__(  # noqa: PLR0913  a test names what it needs, the rest has sane values
@@ -44,12 +45,14 @@ class CloudStage:
         settings: Mapping[str, object] | None = None,
         wrapper: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
+        publisher: tuple[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.cloud = cloud
         self.tried: list[str] = []
         self.queue_path = folder / "queue"
         self._broker = broker
+        self._username, self._password = publisher or (None, None)
         self._upload = {"url": cloud.url, **QUICK, **(upload or {})}
         self._file = folder / "bridge.toml"
         self._web = f"http://127.0.0.1:{(web_port := free_port())}"
@@ -130,10 +133,12 @@ class CloudStage:
 
     def publish(self, payloads: Iterable[bytes], topic: str = TOPIC) -> None:
         """Publish at QoS 1; all are confirmed by the broker when this returns."""
-        asyncio.run(publish_many(self._broker.port, topic, payloads))
+        asyncio.run(
+            publish_many(self._broker.port, topic, payloads, username=self._username, password=self._password)
+        )
 
     def publish_ids(self, ids: Sequence[str], filler: str = "") -> None:
-        """Publish one message an id, and note it as tried."""
+        """Publish one message an id, and note it as tried; `filler` makes each of them larger."""
         self.tried += ids
         self.publish(payload(event_id, filler) for event_id in ids)
 
@@ -192,13 +197,20 @@ class CloudStage:
             return False
 
     def _write(self) -> None:
-        lines = ["[upload]", *(f"{key} = {json.dumps(value)}" for key, value in self._upload.items()), ""]
+        lines = ["[upload]", *(f"{key} = {_toml(value)}" for key, value in self._upload.items()), ""]
         self._file.write_text("\n".join(lines))
 
 
 def payload(event_id: str, filler: str = "") -> bytes:
     """Return a small prediction that brings its own id."""
     return json.dumps({"event_id": event_id, "label": "crack", "filler": filler}).encode()
+
+
+def _toml(value: object) -> str:
+    """Write a value as TOML, which for all but tables is written as JSON."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(inner)}" for name, inner in value.items()) + "}"
+    return json.dumps(value)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE = 0x10, 0x30, 0x40, 0x80
 
 
-def packets(stream: bytes) -> Iterator[tuple[int, int, bytes]]:
+def packets(stream: bytes | bytearray) -> Iterator[tuple[int, int, bytes]]:
     """Yield (offset of its end, type, body) of each whole packet."""
     at = 0
     while at + 2 <= len(stream):
@@ -22,7 +22,7 @@ def packets(stream: bytes) -> Iterator[tuple[int, int, bytes]]:
                 break
         if start + length > len(stream):
             return
-        yield start + length, stream[at] & 0xF0, stream[start : start + length]
+        yield start + length, stream[at] & 0xF0, bytes(stream[start : start + length])
         at = start + length
 
 

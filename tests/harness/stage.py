@@ -10,6 +10,8 @@ import json
 import os
 import sqlite3
 import tempfile
+import urllib.error
+import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,11 +27,13 @@ from tests.harness.bridge import BridgeProcess
 from tests.harness.cloud import Cloud
 from tests.harness.ledger import Audit, audit
 from tests.harness.mosquitto import Mosquitto
+from tests.harness.proxy import TcpProxy
 from tests.harness.publisher import LedgerPublisher
 
 TOPIC = "edge/predictions/press-4"
 SABOTAGE = "tests.harness.sabotage"
 DRAIN_SECONDS = 30
+INTAKE_CLIENT_ID = b"\x00\x11edge-bridge-stage"  # as CONNECT has it; the status link's is longer
 
 
 def prediction(number: int) -> tuple[str, bytes]:
@@ -103,6 +107,11 @@ class Stage:
         self.publish(1, payload=lambda _: (name, orjson.dumps({"frame": name, "prediction_id": name})))
         wait_until(lambda: name in self.cloud.stored, timeout_seconds, "drained")
 
+    def wait_arrivals(self, more: int, timeout_seconds: float = DRAIN_SECONDS) -> None:
+        """Wait until the cloud has so many more than now."""
+        wanted = self.cloud.unique + more
+        wait_until(lambda: self.cloud.unique >= wanted, timeout_seconds, f"{more} more at the cloud")
+
     def audit(self, publisher: LedgerPublisher) -> Audit:
         """Count by frame; nothing may ever have been seen with two contents or under two ids."""
         assert not self.cloud.altered
@@ -117,11 +126,11 @@ class Stage:
         assert not renamed, f"{len(renamed)} came under two ids: {list(renamed.items())[:3]}"
         return audit(publisher.tried, publisher.confirmed, stored)
 
-    def log(self, words: str) -> list[dict[str, Any]]:
-        """The lines of the log with these words in their message, from all starts."""
+    def log(self, words: str = "", **fields: object) -> list[dict[str, Any]]:
+        """The lines of the log with these words in their message and these fields, from all starts."""
         text = (self.folder / "bridge.err").read_text(errors="replace")
-        lines = (json.loads(line) for line in text.splitlines() if words in line and line[:1] == "{")
-        return [line for line in lines if words in line["message"]]
+        lines = [json.loads(line) for line in text.splitlines() if line[:1] == "{"]
+        return [line for line in lines if words in line["message"] and fields.items() <= line.items()]
 
     def check_database(self) -> None:
         """`PRAGMA integrity_check` on a copy of the queue that a dead bridge left, with its WAL."""
@@ -142,6 +151,28 @@ class Stage:
         for bridge in self._bridges:
             bridge.__exit__(kind, error, trace)
         self.cloud.close()
+
+
+def intake_connections(proxy: TcpProxy) -> list[bytes]:
+    """What the bridge sent first on each intake connection through the proxy, in order."""
+    return [bytes(first) for first in list(proxy.first_bytes) if INTAKE_CLIENT_ID in first]
+
+
+def wait_confirmed(publisher: LedgerPublisher, more: int) -> None:
+    """Wait until the broker has confirmed so many more than now."""
+    wanted = len(publisher.confirmed) + more
+    wait_until(lambda: len(publisher.confirmed) >= wanted, what=f"{more} more confirmed")
+
+
+def readiness(port: int) -> tuple[int, str]:
+    """Ask a bridge's /readyz: (HTTP status, text); 0 while nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except urllib.error.URLError:
+        return 0, ""
 
 
 class Gate:

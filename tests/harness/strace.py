@@ -11,6 +11,8 @@ from pathlib import Path
 CALLS = "recvfrom,sendto,write,pwrite64,pwritev,fsync,fdatasync"
 STRING_BYTES_MAX = 1 << 20  # more than any one call here moves
 SYNC_CALLS = frozenset({"fsync", "fdatasync"})
+SYNCS = ",".join(sorted(SYNC_CALLS))
+QUIET = ("strace", "-f", "-qq", "--seccomp-bpf")  # stops only at the calls that are looked at
 
 _BEGAN = re.compile(r"(\d+) +(\w+)\((.*)")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
@@ -21,22 +23,18 @@ _UNFINISHED = " <unfinished ...>"
 
 def watching(log: Path) -> tuple[str, ...]:
     """Return the wrapper that writes all that `calls` reads, with descriptors resolved to files and connections."""
-    return ("strace", "-f", "-qq", "-yy", "--seccomp-bpf", "-s", str(STRING_BYTES_MAX), "-e", f"trace={CALLS}") + (
-        "-o",
-        str(log),
-    )
+    return (*QUIET, "-yy", "-s", str(STRING_BYTES_MAX), "-e", f"trace={CALLS}", "-o", str(log))
 
 
 def counting_syncs(log: Path) -> tuple[str, ...]:
     """Return the wrapper that writes a line a sync and costs nothing else."""
-    return ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={','.join(sorted(SYNC_CALLS))}", "-o", str(log))
+    return (*QUIET, "-e", f"trace={SYNCS}", "-o", str(log))
 
 
 def delaying_syncs(delay_seconds: float) -> tuple[str, ...]:
     """Return the wrapper that makes each sync take so much longer: a slow SD card."""
-    calls = ",".join(sorted(SYNC_CALLS))
-    inject = f"inject={calls}:delay_exit={int(delay_seconds * 1e6)}"
-    return ("strace", "-f", "-qq", "--seccomp-bpf", "-e", f"trace={calls}", "-e", inject, "-o", "/dev/null")
+    inject = f"inject={SYNCS}:delay_exit={int(delay_seconds * 1e6)}"
+    return (*QUIET, "-e", f"trace={SYNCS}", "-e", inject, "-o", "/dev/null")
 
 
 @dataclass(frozen=True, slots=True)

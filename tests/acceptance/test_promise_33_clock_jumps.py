@@ -1,0 +1,130 @@
+"""Promise 33: the clock jumps by an hour or ten years in mid-run: no stall, no busy loop, the order kept, all delivered.
+
+libfaketime shifts what the bridge reads as the time of day; time since the start stays true, as on a real machine
+whose clock is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import wait_until
+from tests.harness.cloud import Cloud, answer
+from tests.harness.cloud_stage import TOPIC, CloudStage, payload
+from tests.harness.ledger import audit
+from tests.harness.mosquitto import Mosquitto
+from tests.harness.publisher import LedgerPublisher
+
+LIBRARIES = ("usr/lib/*/faketime/libfaketimeMT.so.1", "usr/lib*/faketime/libfaketimeMT.so.1", "opt/homebrew/lib/*MT.so*")
+JUMPS = ("+1h", "-1h", "+3650d", "-3650d", "+0")
+STALL_SECONDS = 5.0
+
+
+class Clock:
+    """The bridge's time of day, shifted by what stands in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "faketime"
+        self.shift("+0")
+
+    def shift(self, by: str) -> None:
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(by + "\n")
+        fresh.replace(self._file)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        found = [str(path) for pattern in LIBRARIES for path in Path("/").glob(pattern)]
+        if not found:
+            missing = "libfaketime is not installed: apt-get install faketime"
+            pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+        return {
+            "LD_PRELOAD": found[0],
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_DONT_RESET": "1",
+        }
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, mosquitto: Mosquitto, clock: Clock) -> Iterator[CloudStage]:
+    with (
+        Cloud() as cloud,
+        CloudStage(tmp_path / "stage", mosquitto, cloud, variables=clock.variables) as stage,
+    ):
+        yield stage
+
+
+def year_of_newest(stage: CloudStage) -> int:
+    events = list(stage.cloud.bodies.values())
+    return int(json.loads(events[-1])["time"][:4]) if events else 0
+
+
+def cpu_seconds(stage: CloudStage) -> float:
+    fields = Path(f"/proc/{stage.bridge.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def numbered(number: int) -> tuple[str, bytes]:
+    event_id = f"message-{number:06}"
+    return event_id, payload(event_id)
+
+
+def test_the_clock_jumps_in_mid_run(stage: CloudStage, mosquitto: Mosquitto, clock: Clock) -> None:
+    with LedgerPublisher(mosquitto.port, TOPIC, numbered, messages_per_second=200) as publisher:
+        this_year = wait_until(lambda: year_of_newest(stage), what="the first event")
+        for jump in JUMPS:
+            stage.cloud.script(answer(503), answer(500))  # so that a backoff is under way at the jump
+            clock.shift(jump)
+            target = stage.cloud.unique + 150
+            wait_until(lambda target=target: stage.cloud.unique >= target, STALL_SECONDS, f"150 more after {jump}")  # type: ignore[misc]
+            expected = this_year + {"+3650d": 10, "-3650d": -10}.get(jump, 0)
+            wait_until(lambda year=expected: abs(year_of_newest(stage) - year) <= 1, 2, f"{jump} is seen")  # type: ignore[misc]
+        publisher.stop()
+        wait_until(lambda: publisher.confirmed <= stage.cloud.stored.keys(), what="all delivered")
+        result = audit(publisher.tried, publisher.confirmed, stage.cloud.arrivals)
+    result.assert_kept(duplicates_max=0)
+    assert stage.cloud.arrivals == sorted(stage.cloud.arrivals), "the order of arrival"
+
+
+def test_a_jump_leaves_no_busy_loop_and_no_stall_behind(stage: CloudStage, clock: Clock) -> None:
+    """Idle behind a cloud that fails, with every timer running: the CPU must stay idle and the next retry must come."""
+    stage.cloud.always(answer(503, {"Retry-After": "1"}))
+    stage.publish_numbered(10)
+    for jump in ("-3650d", "+1h"):
+        clock.shift(jump)
+        before, cpu_before, started_at = len(stage.cloud.requests), cpu_seconds(stage), time.monotonic()
+        wait_until(lambda before=before: len(stage.cloud.requests) > before + 1, STALL_SECONDS, f"retries after {jump}")  # type: ignore[misc]
+        assert cpu_seconds(stage) - cpu_before < 0.5 * (time.monotonic() - started_at), jump
+    stage.cloud.always()
+    stage.wait_delivered()
+    stage.audit().assert_kept(duplicates_max=0)
+
+
+def test_a_start_in_another_decade_delivers_what_waits(stage: CloudStage, clock: Clock) -> None:
+    """A board without a clock battery knows the year before the restart, and not after it, until NTP comes."""
+    stage.cloud.always(answer(401))
+    stage.publish_numbered(10)
+    stage.wait_stored(10)
+    stage.stop()
+    clock.shift("@1971-01-01 00:00:00")
+    stage.start()
+    stage.publish_numbered(10)
+    stage.cloud.always()
+    stage.hang_up()
+    stage.wait_delivered()
+    assert year_of_newest(stage) == 1971
+    stage.audit().assert_kept(duplicates_max=0)
+    assert stage.cloud.arrivals == stage.tried

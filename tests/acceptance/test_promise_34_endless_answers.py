@@ -1,0 +1,84 @@
+"""Promise 34: dripping, endless and exploding answers are cut off; they cost neither time, nor memory, nor a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness import wait_until
+from tests.harness.cloud import Exchange, Responder, answer, drip, endless, gzip_bomb
+from tests.harness.cloud_stage import CloudStage, on_stage
+from tests.harness.mosquitto import Mosquitto
+
+TIMEOUT_SECONDS = 0.7
+SLACK_SECONDS = 2.0
+RSS_KIB_MAX = 10 * 1024
+
+
+def endless_head() -> Responder:
+    """Begin an answer and never come to the end of its head."""
+
+    async def respond(exchange: Exchange) -> None:
+        await exchange.send_raw(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await exchange.send_raw(b"X-More: and more\r\n" * 100)
+
+    return respond
+
+
+def endless_results() -> Responder:
+    """Answer row by row, about rows that nobody sent, for ever."""
+
+    async def respond(exchange: Exchange) -> None:
+        head = b'HTTP/1.1 207 Multi-Status\r\nContent-Type: application/json\r\n\r\n{"results":['
+        await exchange.send_raw(head)
+        while True:
+            await exchange.send_raw(b'{"id":"nobody","status":201},' * 100)
+
+    return respond
+
+
+def memory_kib(stage: CloudStage, field: str) -> int:
+    status = Path(f"/proc/{stage.bridge.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field + ":"))
+
+
+def forget_peak(stage: CloudStage) -> None:
+    """Let VmHWM begin anew at what is resident now (proc(5), clear_refs)."""
+    Path(f"/proc/{stage.bridge.pid}/clear_refs").write_text("5")
+
+
+@pytest.mark.parametrize(
+    "responder",
+    [
+        drip(100),
+        endless(),
+        endless_head(),
+        endless_results(),
+        gzip_bomb(),
+        gzip_bomb(status=503),
+        answer(200, {"Content-Type": "application/json"}, b" " * (8 << 20)),
+        answer(200, {"Content-Type": "application/json"}, b'{"note":"' + b"x" * (8 << 20)),
+    ],
+    ids=["dripping", "endless", "endless head", "endless results", "exploding", "exploding 503", "8 MB", "8 MB of text"],
+)
+def test_an_answer_without_end_is_cut_and_acks_nothing(
+    tmp_path: Path, mosquitto: Mosquitto, responder: Responder
+) -> None:
+    with on_stage(tmp_path, mosquitto, upload={"timeout_seconds": TIMEOUT_SECONDS}) as stage:
+        stage.publish_numbered(300)
+        stage.wait_settled(300)
+        stage.cloud.always(responder)
+        before = len(stage.cloud.requests)
+        forget_peak(stage)
+        resident = memory_kib(stage, "VmRSS")
+        stage.publish_numbered(10)
+        wait_until(lambda: len(stage.cloud.requests) >= before + 3, 10, "asked again, twice")
+        assert memory_kib(stage, "VmHWM") - resident < RSS_KIB_MAX
+        first, second, third = stage.cloud.requests[before : before + 3]
+        assert max(second.at - first.at, third.at - second.at) < TIMEOUT_SECONDS + SLACK_SECONDS
+        assert stage.messages["delivered"] == 300
+        stage.cloud.always()
+        stage.wait_delivered()
+        stage.audit().assert_kept(duplicates_max=0)
