@@ -160,7 +160,7 @@ def no_database_at_all(file: Path) -> None:
 
 
 def a_few_bytes(file: Path) -> None:
-    file.write_bytes(b"x")
+    file.write_bytes(b"xyz")  # a single byte would be an empty database to SQLite
 
 
 def a_folder(file: Path) -> None:
@@ -310,7 +310,8 @@ def test_refused_credentials_are_told_and_the_queue_is_kept(
             line = wait_for_line(stage.bridge, "no connection to the broker")
             assert f"127.0.0.1:{broker.port} refused the connection: Not authorized" in line
             assert not stage.status["broker"]["connected"]
-            assert stage.status["state"] == "offline"
+            assert stage.status["state"] == "degraded"
+            assert "Not authorized" in stage.status["reason"]
             stage.stop()
     assert stage.bridge.stderr.count("refused the connection") == 1
     assert "wrong" not in stage.bridge.stderr
@@ -322,7 +323,7 @@ def test_an_unreachable_cloud_is_told_in_one_line_and_loses_nothing(
 ) -> None:
     """https: a server that does not speak TLS."""
     url = f"{scheme}://127.0.0.1:{free_port() if scheme == 'http' else cloud.port}/"
-    with CloudStage(tmp_path / "stage", mosquitto, cloud, upload={"url": url}) as stage:
+    with CloudStage(tmp_path / "stage", mosquitto, cloud, upload={"url": url, "timeout_seconds": 1.0}) as stage:
         stage.publish_numbered(20)
         stage.wait_stored(20)
         wait_until(lambda: stage.cloud_state == "offline", what="offline")

@@ -4,13 +4,14 @@
     python -m tests.harness.sabotage raise-at=3 run
     python -m tests.harness.sabotage gate=FIFO run
 
-`confirm-before-commit`: intake confirms first and stores then, the mistake that promise 1 is about. `raise-at=N`: the
-N-th call of the message callback raises, after a line `raised at SECONDS` on standard error. `gate=FIFO`: each put
-waits for a byte in the FIFO, after a line `at the gate`; a test lets them through one by one.
+`confirm-before-commit`: intake confirms first and stores then, 20 ms later as on an SD card: the mistake that promise 1
+is about. `raise-at=N`: the N-th call of the message callback raises, after a line `raised at SECONDS` on standard error.
+`gate=FIFO`: each put waits for a byte in the FIFO, after a line `at the gate`; a test lets them through one by one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import sys
@@ -22,12 +23,15 @@ from bridge.cli import main
 from bridge.disk_queue import DiskQueue, NewRow
 from bridge.intake import Group, Intake, Outcome
 
+CARD_SECONDS = 0.02
+
 
 def confirm_before_commit(_: str) -> None:
     confirm, store = Intake._confirm, Intake._stored
 
     async def stored(self: Intake, group: Group) -> Outcome:
         confirm(self, group)
+        await asyncio.sleep(CARD_SECONDS)
         return await store(self, group)
 
     _replace(Intake, _stored=stored, _confirm=lambda _self, _group: None)
