@@ -135,7 +135,7 @@ class Broker:
         self.epoch = 0
         self.connected = False
         self.stale_confirms = 0
-        self.subscribed = asyncio.Event()
+        self._answered, self.subscribed = asyncio.Event(), asyncio.Event()
         self._connects = 0
         self._reading_paused = False
         self._said_farewell = False
@@ -201,7 +201,7 @@ class Broker:
             await asyncio.sleep(retry_seconds)
 
     async def connect(self) -> str:
-        """Make one connection, up to the SUBACK; returns "" or why it could not be made."""
+        """Make one connection, up to the CONNACK; returns "" or why it could not be made."""
         self.epoch += 1
         self._refusal = ""
         self._lost = self._loop.create_future()
@@ -214,7 +214,7 @@ class Broker:
         self._loop.add_reader(self._fd, self._guarded, self._on_readable)
         self._loop.add_writer(self._fd, self._guarded, self._on_writable)
         self._reading_paused = False
-        ready: asyncio.Future[Any] = asyncio.ensure_future(self.subscribed.wait())
+        ready: asyncio.Future[Any] = asyncio.ensure_future(self._answered.wait())
         try:
             await asyncio.wait(
                 [ready, cast("asyncio.Future[Any]", self._lost)],
@@ -225,7 +225,7 @@ class Broker:
             ready.cancel()
         if self._lost.done():
             return self._lost.result()
-        if not self.subscribed.is_set():
+        if not self.connected:
             self._drop("no answer to CONNECT")
             return f"{self._where()} does not answer like an MQTT broker"
         return ""
@@ -234,8 +234,10 @@ class Broker:
         """Keep the connection until it is lost; returns why."""
         while not self._lost.done():
             await asyncio.wait([self._lost], timeout=1.0)
-            if not self._reading_paused and not self._lost.done():
-                # While reading is paused no answer to a ping can be seen, so its absence means nothing.
+            if self._reading_paused:
+                # No answer to a ping can be seen now, so its absence means nothing; the broker must see pings still.
+                self._client._ping_t = 0.0  # noqa: SLF001
+            if not self._lost.done():
                 self._guarded(self._client.loop_misc)
         return self._lost.result()
 
@@ -297,6 +299,7 @@ class Broker:
             self._refusal = f"{self._where()} refused the connection: {reason}"
             return
         self.connected = True
+        self._answered.set()
         self._session_present = bool(flags.session_present)
         self._on_session(self._session_present)
         if self._former_filters:
@@ -443,6 +446,7 @@ class Broker:
 
     def _lose(self, why: str) -> None:
         self.connected = False
+        self._answered.clear()
         self.subscribed.clear()
         self.epoch += 1
         if not self._lost.done():
@@ -475,6 +479,9 @@ async def watch_topic(settings: MqttSettings, topic: str) -> AsyncGenerator[byte
         settings, client_id=client_id, sink=sink, emit=emit, random=lambda: 0.0, filters=[topic], persistent=False
     )
     error = await broker.connect()
+    if not error:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(broker.subscribed.wait(), _CONNECT_SECONDS)
     if error or refused:
         hint = "check mqtt.host, mqtt.port, mqtt.username and mqtt.password"
         raise OperatorError(refused[0], hint) if refused else FaultError(error, hint)

@@ -72,6 +72,10 @@ FORMAT_VERSION = 1  # PRAGMA user_version; 0 is the stock library's
 _READY, _DELIVERED, _DEAD = 0, 5, 9  # persist-queue's status codes
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
 _TIDY_SPAN = 4096  # ids looked at in one step of housekeeping
+_CLOCK_SET_SINCE = 1_704_067_200  # 2024-01-01: what claims to be older came before the clock was set
+_TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
+_LOSSES_MAX = 10_000  # entries of the ledger ...
+_LOSS_IDS_MAX = 100  # ... and ids in one of them; the number of messages is always exact
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 
 _SCHEMA = """
@@ -321,14 +325,13 @@ class DiskQueue(SQLiteAckQueue):
         bad: list[DeadRow] = []
         size_bytes, at, full = 0, first - 1, False
         cursor = self._conn.execute(
-            "SELECT _id, data, crc, timestamp FROM ack_queue_default INDEXED BY edge_ready"
+            "SELECT _id, CAST(data AS BLOB), crc, timestamp FROM ack_queue_default INDEXED BY edge_ready"
             " WHERE status < 2 AND _id BETWEEN ? AND ? ORDER BY _id",
             (first, last),
         )
-        for row_id, stored, crc, received_at in cursor:
+        for row_id, data, crc, received_at in cursor:
             if row_id in taken:
                 continue
-            data = stored.encode() if isinstance(stored, str) else stored
             if full or len(rows) >= messages_max or (rows and size_bytes + len(data or b"") > bytes_max):
                 full = True
                 break
@@ -352,10 +355,11 @@ class DiskQueue(SQLiteAckQueue):
         )
         return tuple(rows)
 
-    def _checked(self, row_id: int, data: bytes | None, crc: int | None, received_at: float) -> Row | DeadRow:
+    def _checked(self, row_id: int, data: bytes | None, crc: Any, received_at: Any) -> Row | DeadRow:
         if crc is not None and data is not None:
             return Row(row_id, data) if zlib.crc32(data) == crc else DeadRow(row_id, "crc")
-        event = self._adopt(data, received_at) if isinstance(data, bytes) else None
+        is_time = isinstance(received_at, (int, float)) and 0 <= received_at < _TIME_MAX
+        event = None if data is None else self._adopt(data, float(received_at) if is_time else 0.0)
         if event is None:
             return DeadRow(row_id, "undecodable")
         self._conn.execute(
@@ -411,26 +415,51 @@ class DiskQueue(SQLiteAckQueue):
         """Write the loss ledger; call it in the transaction in which the messages are given up."""
         self._conn.execute(
             "INSERT INTO edge_loss (at, reason, messages, topic, event_ids, detail) VALUES (?, ?, ?, ?, ?, ?)",
-            (time.time(), loss.reason, loss.messages, loss.topic, orjson.dumps(loss.event_ids), loss.detail),
+            (
+                time.time(),
+                loss.reason,
+                loss.messages,
+                loss.topic,
+                orjson.dumps(loss.event_ids[:_LOSS_IDS_MAX]),
+                loss.detail,
+            ),
+        )
+        self._conn.execute(
+            "DELETE FROM edge_loss WHERE loss_id <= (SELECT MAX(loss_id) FROM edge_loss) - ?", (_LOSSES_MAX,)
         )
         self._changed = True
 
-    def drop_oldest(self, messages_max: int, reason: str, received_before: float | None = None) -> int:
-        """Give up the oldest ready rows, written in the loss ledger in this very transaction (I9); returns how many."""
+    def drop_oldest(
+        self, messages_min: int, bytes_min: int, reason: str, received_before: float | None = None
+    ) -> tuple[int, int]:
+        """Give up the oldest ready rows, at least so many and so many bytes, written in the loss ledger (I9).
+
+        With `received_before` at most `messages_min` of those that came before then. Returns messages and bytes.
+        """
         taken: frozenset[int] = frozenset().union(*(span.ids for span in self._state.flying))
+        row_ids: list[int] = []
+        event_ids: list[str] = []
+        freed_bytes = 0
         rows = self._conn.execute(
-            "SELECT _id, data FROM ack_queue_default INDEXED BY edge_ready"
-            " WHERE status < 2 AND (? IS NULL OR timestamp < ?) ORDER BY _id LIMIT ?",
-            (received_before, received_before, messages_max + len(taken)),
-        ).fetchall()
-        victims = [(row_id, data) for row_id, data in rows if row_id not in taken][:messages_max]
-        for first, last in _runs([row_id for row_id, _ in victims]):
+            "SELECT _id, CAST(data AS BLOB), CAST(timestamp AS REAL) FROM ack_queue_default INDEXED BY edge_ready"
+            " WHERE status < 2 ORDER BY _id"
+        )
+        for row_id, data, received_at in rows:
+            if len(row_ids) >= messages_min and freed_bytes >= bytes_min:
+                break
+            if received_before is not None and received_at >= received_before:
+                break
+            if row_id not in taken and (received_before is None or received_at > _CLOCK_SET_SINCE):
+                row_ids.append(row_id)
+                event_ids += _ids_of(data)
+                freed_bytes += len(data or b"")
+        rows.close()
+        for first, last in _runs(row_ids):
             self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?", (first, last))
-        if victims:
-            ids = tuple(name for _, data in victims for name in _ids_of(data))
-            self.record_loss(Loss(reason, len(victims), None, ids))
-            self._become(waiting=self._state.waiting - len(victims))
-        return len(victims)
+        if row_ids:
+            self.record_loss(Loss(reason, len(row_ids), None, tuple(event_ids), f"rows {row_ids[0]} to {row_ids[-1]}"))
+            self._become(waiting=self._state.waiting - len(row_ids))
+        return len(row_ids), freed_bytes
 
     def excess(self, keep_messages: int) -> int:
         """Return how many delivered rows there are above the number to be kept."""
@@ -463,7 +492,9 @@ class DiskQueue(SQLiteAckQueue):
         """Return the next ids to tidy; None at the end of the table, and then it begins anew."""
         row = self._conn.execute("SELECT MIN(_id) FROM ack_queue_default WHERE _id > ?", (self._tidied_to,)).fetchone()
         if row[0] is None:
+            # All delivered rows on the way here were deleted; were more counted, somebody else deleted them.
             self._tidied_to = 0
+            self._become(delivered=0)
             return None
         return row[0], row[0] + _TIDY_SPAN - 1
 
@@ -477,20 +508,22 @@ class DiskQueue(SQLiteAckQueue):
 
     # --- questions ---------------------------------------------------------------------------------------------
 
-    def find_events(self, event_ids: Iterable[str]) -> dict[str, bytes]:
-        """Return the stored events that carry one of these producer's ids (waiting, or delivered and still kept)."""
+    def find_events(self, event_ids: Iterable[str], view: Callable[[bytes], bytes] = bytes) -> dict[str, bytes]:
+        """Return what `view` makes of the stored events that carry one of these producer's ids.
+
+        Waiting ones, and those delivered and still kept. One event at a time is in memory.
+        """
         wanted = list(dict.fromkeys(event_ids))
         found: dict[str, bytes] = {}
         for start in range(0, len(wanted), 500):
             some = wanted[start : start + 500]
             marks = ",".join("?" * len(some))
-            found.update(
-                self._conn.execute(
-                    "SELECT event_id, data FROM ack_queue_default INDEXED BY edge_event"
-                    f" WHERE event_id IN ({marks}) AND event_id IS NOT NULL AND status <> 9",
-                    some,
-                )
+            rows = self._conn.execute(
+                "SELECT event_id, CAST(data AS BLOB) FROM ack_queue_default INDEXED BY edge_event"
+                f" WHERE event_id IN ({marks}) AND event_id IS NOT NULL AND status <> 9",
+                some,
             )
+            found.update((own_id, view(data)) for own_id, data in rows)
         return found
 
     def arrivals(self, rows_max: int, after_id: int) -> dict[int, int]:
@@ -505,7 +538,7 @@ class DiskQueue(SQLiteAckQueue):
 
     def stored_event(self, row_id: int) -> bytes | None:
         """Return the stored event of a row, or None if the row is gone."""
-        row = self._conn.execute("SELECT data FROM ack_queue_default WHERE _id = ?", (row_id,)).fetchone()
+        row = self._conn.execute("SELECT CAST(data AS BLOB) FROM ack_queue_default WHERE _id = ?", (row_id,)).fetchone()
         return row[0] if row else None
 
     def newest_id(self) -> int:
@@ -545,7 +578,8 @@ class DiskQueue(SQLiteAckQueue):
     def oldest_received_at(self) -> float | None:
         """Return when the oldest waiting row was received; O(log n) by the ready index."""
         row = self._conn.execute(
-            "SELECT timestamp FROM ack_queue_default WHERE status < 2 ORDER BY _id LIMIT 1"
+            "SELECT CAST(timestamp AS REAL) FROM ack_queue_default INDEXED BY edge_ready"
+            " WHERE status < 2 ORDER BY _id LIMIT 1"
         ).fetchone()
         return row[0] if row else None
 
@@ -597,7 +631,8 @@ class FolderLock:
             os.close(self._fd)
             raise QueueInUseError(str(folder), int(pid) if pid.isdigit() else None) from error
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # a full disk: the lock holds without saying whose it is
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Give the folder back."""

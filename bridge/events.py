@@ -87,7 +87,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class DiskTroubled:
-    """The disk refuses or stalls; intake does not confirm until `DiskRecovered`. `state` is `full` or `stalled`."""
+    """Intake does not confirm until `DiskRecovered`. `state`: `full`, `stalled`, or `blocked` by a bound."""
 
     state: str
     reason: str

@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from bridge.disk_queue import DiskQueue, Loss, NewRow
+from bridge.admission import Arrival, Group, Outcome, Store
+from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFullError
 from bridge.events import (
     ConflictSeen,
@@ -28,16 +29,18 @@ from bridge.events import (
     Refused,
     Stored,
 )
-from bridge.message import Publish, head, head_middle, parse_json, producer_id, split, tail, uuid7
+from bridge.message import Publish, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
     from bridge.config import IntakeSettings, QueueSettings
 
 _HELD_BYTES_MAX = 16 << 20  # unconfirmed payload bytes in memory; above, the socket is not read
+_GROUP_MESSAGES_MAX = 65_535  # no window is larger
 _RETRY_SECONDS = 0.5  # between tries to store a group that the disk or a bound refused
-_TOPICS_MAX = 4096  # topics whose encoded form is remembered
-_SESSION_NOTE = "session_began_after_row"
+_TOPICS_MAX = 4096  # topics whose encoded form is remembered ...
+_TOPIC_CHARACTERS_MAX = 1024  # ... if they are not longer than this
+_ID_CHARACTERS_MAX = 512  # a user property `id` that is longer is none
 
 T = TypeVar("T")
 
@@ -65,40 +68,6 @@ class Source(Protocol):
         """Read on."""
 
 
-class Arrival(NamedTuple):
-    """A message in the memory batch, encoded but for its id."""
-
-    topic: str
-    event_id: str | None  # the producer's
-    middle: bytes
-    tail: bytes
-    received_at: float
-    time: str
-    packet_id: int
-    dup: bool
-    session: int
-
-
-class Group(NamedTuple):
-    """What is stored and confirmed together, in order of arrival, from one connection."""
-
-    epoch: int
-    items: list[Arrival | TooLarge]
-    held_bytes: int
-
-
-class Outcome(NamedTuple):
-    """What became of a group."""
-
-    stored: int = 0
-    duplicates: int = 0
-    conflicts: tuple[tuple[str, str], ...] = ()  # (topic, the producer's id)
-    refused: tuple[TooLarge, ...] = ()
-    dropped: int = 0
-    reason: str = ""
-    blocked: bool = False
-
-
 class Intake:
     """The way of a message from the broker's bytes to the confirmation. `receive` is the broker's sink."""
 
@@ -117,6 +86,7 @@ class Intake:
         self._settings, self._disk, self._emit, self._wall = intake, disk, emit, wall
         self._source_name = source_name
         self._id_fields = tuple(intake.id_fields)
+        self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
         self._store = Store(bounds, window=window, fresh_id=self._fresh_id)
         self._ids = random_bits(74)
         self._middles: dict[str, bytes] = {}
@@ -134,15 +104,15 @@ class Intake:
     # --- the broker's side -------------------------------------------------------------------------------------
 
     def session(self, present: bool) -> None:  # noqa: FBT001 - MQTT's own flag
-        """Note at each CONNACK whether the broker still knows our session; a new one gives packet ids anew."""
+        """Hear at each CONNACK whether the broker still knows our session; a new one gives packet ids anew."""
         if not present:
             self._store.session += 1
-            self._disk.run(lambda queue: queue.write_note(_SESSION_NOTE, str(queue.newest_id())))
 
     def receive(self, messages: Sequence[Publish | TooLarge], epoch: int) -> None:
         """Check and encode what arrived and put it in the memory batch. Never blocks."""
         if epoch != self._pending_epoch:
             self._close_group()
+            self._forget_stale()
             self._pending_epoch = epoch
         now = self._wall()
         time = datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -165,11 +135,13 @@ class Intake:
             return TooLarge(message.topic, message.packet_id, len(payload))
         is_json, value = parse_json(payload)
         what = tail(payload, is_json=is_json, content_type=message.content_type)
-        self._pending_bytes += len(what)
-        self._held_bytes += len(what)
+        user_id = message.user_id if len(message.user_id or "") <= _ID_CHARACTERS_MAX else None
+        held_bytes = len(what) + 2 * len(message.topic)
+        self._pending_bytes += held_bytes
+        self._held_bytes += held_bytes
         return Arrival(
             message.topic,
-            message.user_id or (producer_id(value, self._id_fields) if is_json else None),
+            user_id or (producer_id(value, self._id_fields) if is_json else None),
             self._middles.get(message.topic) or self._middle(message.topic),
             what,
             now,
@@ -180,15 +152,25 @@ class Intake:
         )
 
     def _middle(self, topic: str) -> bytes:
-        if len(self._middles) >= _TOPICS_MAX:
-            self._middles.clear()
-        middle = self._middles[topic] = head_middle(self._source_name, topic)
+        middle = head_middle(self._source_name, topic)
+        if len(topic) <= _TOPIC_CHARACTERS_MAX:
+            if len(self._middles) >= _TOPICS_MAX:
+                self._middles.clear()
+            self._middles[topic] = middle
         return middle
 
     def _close_group(self) -> None:
         if self._pending:
-            self._closed_groups.append(Group(self._pending_epoch, self._pending, self._pending_bytes))
+            self._closed_groups += _cut(
+                Group(self._pending_epoch, self._pending, self._pending_bytes), self._group_messages_max
+            )
             self._pending, self._pending_bytes = [], 0
+
+    def _forget_stale(self) -> None:
+        """Give up groups of lost connections if too much is held: they were not confirmed, so they come again."""
+        if self._held_bytes > _HELD_BYTES_MAX:
+            self._held_bytes -= sum(group.held_bytes for group in self._closed_groups)
+            self._closed_groups.clear()
 
     def _fresh_id(self) -> str:
         # One random start a process and then counted on: unique, and cheaper than 74 new random bits a message.
@@ -227,14 +209,15 @@ class Intake:
             try:
                 outcome = await self._disk.run(lambda queue: self._store(queue, group))
             except DiskFullError as error:
-                outcome = Outcome(blocked=True, reason=error.message)
+                outcome = Outcome(blocked="full", reason=error.message)
             if not outcome.blocked:
+                self._store.stored()
                 if self._troubled:
                     self._troubled = False
                     self._emit(DiskRecovered())
                 return outcome
             self._troubled = True
-            self._emit(DiskTroubled("full", outcome.reason))
+            self._emit(DiskTroubled(outcome.blocked, outcome.reason))
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _confirm(self, group: Group) -> None:
@@ -260,101 +243,11 @@ class Intake:
             self._emit(Dropped(outcome.dropped, outcome.reason))
 
 
-class Store:
-    """The verb that intake runs in the disk thread: one group, one transaction."""
-
-    def __init__(self, bounds: QueueSettings, *, window: int, fresh_id: Callable[[], str]) -> None:
-        self._bounds, self._window, self._fresh_id = bounds, window, fresh_id
-        self.session = 0  # raised by the event loop when the broker has lost ours
-        self._redelivery_epoch = -1
-        self._by_packet_id: dict[int, int] = {}
-
-    def __call__(self, queue: DiskQueue, group: Group) -> Outcome:
-        """Store what is new of a group, within the bounds, and write down what is refused or dropped."""
-        refused = tuple(item for item in group.items if isinstance(item, TooLarge))
-        arrivals = [item for item in group.items if isinstance(item, Arrival)]
-        rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals)
-        dropped, reason, blocked = self._make_room(queue, len(rows))
-        if blocked:
-            return Outcome(blocked=True, reason=reason)
-        for item in refused:
-            queue.record_loss(Loss("too large", 1, item.topic, detail=f"{item.payload_bytes} bytes"))
-        if dropped and self._bounds.overflow == "drop-newest":
-            newest = rows[len(rows) - dropped :]
-            del rows[len(rows) - dropped :]
-            queue.record_loss(Loss(reason, dropped, None, tuple(row.event_id or "" for row in newest)))
-        if rows:
-            queue.put_rows(rows)
-        return Outcome(len(rows), duplicates, tuple(conflicts), refused, dropped, reason)
-
-    def _new_rows(
-        self, queue: DiskQueue, epoch: int, arrivals: list[Arrival]
-    ) -> tuple[list[NewRow], int, list[tuple[str, str]]]:
-        known = {
-            event_id: split(data)[1]
-            for event_id, data in queue.find_events(a.event_id for a in arrivals if a.event_id).items()
-        }
-        rows: list[NewRow] = []
-        conflicts: list[tuple[str, str]] = []
-        duplicates = 0
-        for arrival in arrivals:
-            own_id = arrival.event_id
-            if arrival.dup and self._was_stored(queue, epoch, arrival):
-                duplicates += 1
-                continue
-            if own_id is not None and own_id in known:
-                if known[own_id] == arrival.tail:
-                    duplicates += 1
-                    continue
-                conflicts.append((arrival.topic, own_id))
-                own_id = None
-            elif own_id is not None:
-                known[own_id] = arrival.tail
-            data = head(own_id or self._fresh_id(), arrival.middle, arrival.time) + arrival.tail
-            # A packet id of a session that the broker has forgotten since says nothing about later messages.
-            packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None
-            rows.append(NewRow(data, arrival.received_at, packet_id, own_id))
-        return rows, duplicates, conflicts
-
-    def _was_stored(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> bool:
-        """Tell whether a redelivery is of a row we have, whose confirmation was lost.
-
-        The broker sends an unconfirmed publish again under its old packet id, so the candidate is the newest row
-        that came with this packet id in this session, among the last `window` rows (more cannot be unconfirmed);
-        it must have the same topic and payload.
-        """
-        if epoch != self._redelivery_epoch:
-            self._redelivery_epoch = epoch
-            self._by_packet_id = queue.arrivals(self._window, int(queue.note(_SESSION_NOTE) or 0))
-        row_id = self._by_packet_id.get(arrival.packet_id)
-        stored = queue.stored_event(row_id) if row_id is not None else None
-        if stored is None:
-            return False
-        head_bytes, stored_tail = split(stored)
-        return stored_tail == arrival.tail and arrival.middle in head_bytes
-
-    def _make_room(self, queue: DiskQueue, incoming: int) -> tuple[int, str, bool]:
-        """Keep the bounds: (messages to drop or dropped, why, whether to wait instead)."""
-        bounds = self._bounds
-        if bounds.min_free_disk_bytes and (free := queue.disk_free_bytes()) < bounds.min_free_disk_bytes:
-            # Never a reason to drop: others may have filled the disk, and dropping would not free it.
-            return 0, f"only {free >> 20} MiB free on the disk, {bounds.min_free_disk_bytes >> 20} MiB are kept", True
-        counts = queue.counts()
-        over, reason = 0, ""
-        if bounds.max_bytes and counts.size_bytes >= bounds.max_bytes:
-            if queue.excess(0):
-                queue.tidy(0, 0)  # delivered rows are the first to go
-            else:
-                over, reason = incoming, "queue.max_bytes reached"
-        if bounds.max_messages and (excess := counts.ready + counts.taken + incoming - bounds.max_messages) > over:
-            over, reason = excess, "queue.max_messages reached"
-        if not over:
-            return 0, "", False
-        if bounds.overflow == "block":
-            return 0, reason, True
-        if bounds.overflow == "drop-newest":
-            return min(over, incoming), reason, False
-        return queue.drop_oldest(over, reason), reason, False
+def _cut(group: Group, messages_max: int) -> list[Group]:
+    """Divide a group that is larger than a bound of the queue: it would never fit as a whole."""
+    parts = [group.items[at : at + messages_max] for at in range(0, len(group.items), messages_max)]
+    held = [group.held_bytes, *[0] * (len(parts) - 1)][::-1]  # given back with the last part
+    return [Group(group.epoch, part, held_bytes) for part, held_bytes in zip(parts, held, strict=True)]
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

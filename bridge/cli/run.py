@@ -6,10 +6,8 @@ import argparse
 import asyncio
 import gc
 import os
-
-from bridge import log
-from bridge.config import load_from_environment
-from bridge.service import Service
+import signal
+import sys
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -18,6 +16,13 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Run the bridge; 0 after an orderly stop."""
+    # Until the service has handlers of its own a reload has nothing to reload, and a stop nothing to stop.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from bridge import log
+    from bridge.config import load_from_environment
+    from bridge.service import Service
+
     loaded = load_from_environment(args.config)
     os.umask(0o077)  # whatever is written belongs to this user alone
     log.setup(loaded.settings.log.level, loaded.settings.log.format)

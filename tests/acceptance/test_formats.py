@@ -17,7 +17,7 @@ from tests.harness.cloud_stage import TOPIC, CloudStage, payload
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.receiver import ReceiverProcess
 
-PAYLOADS = [b'{"score": 0.10000000000000000555, "n": 1}', b'[1,\n 2]', b'"text"', b"\xff\x00 no JSON"]
+PAYLOADS = [b'{"score": 0.10000000000000000555, "n": 1}', b"[1,\n 2]", b'"text"', b"\xff\x00 no JSON"]
 AS_JSON = [PAYLOADS[0], b"[1,  2]", PAYLOADS[2], b'{"data_base64":"/wAgbm8gSlNPTg=="}']
 TYPES = {
     "cloudevents": "application/cloudevents-batch+json",
@@ -86,14 +86,20 @@ def test_a_large_body_is_compressed_as_it_says(stage: CloudStage, body_format: s
     request = post(stage, *payloads)
     encoding = request.headers.get("content-encoding", "none")
     assert encoding == compression
-    plain = {"none": bytes, "gzip": gzip.decompress, "zstd": unpack_zstd}[encoding](request.raw)
+    plain = unpacked(request.raw, encoding)
     assert all(one in plain for one in payloads)
     assert (len(request.raw) < len(plain) / 5) == (compression != "none")
     assert request.headers["content-type"] == TYPES[body_format]
 
 
-def unpack_zstd(raw: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+def unpacked(raw: bytes, encoding: str) -> bytes:
+    match encoding:
+        case "gzip":
+            return gzip.decompress(raw)
+        case "zstd":
+            return zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+        case _:
+            return raw
 
 
 def test_every_request_has_the_headers_of_the_contract(stage: CloudStage) -> None:

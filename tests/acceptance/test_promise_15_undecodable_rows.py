@@ -16,12 +16,13 @@ UNDECODABLE = {
     "half a document": b'{"label":',
     "nothing": b"",
     "no bytes at all": None,
-    "a number": 5,
-    "a fraction": 0.5,
     "text that is no JSON": "crack",
     "bytes that are not UTF-8": b'"\xff\xfe"',
 }
 ODD_VALUES = (
+    "5, 1700000000",
+    "0.5, 1700000000",
+    "9e999, 1700000000",
     "CAST(x'ff7b' AS TEXT), 1700000000",  # text that is not UTF-8
     "x'7b7d', 'yesterday'",
     "x'7b7d', x'00'",
@@ -29,7 +30,6 @@ ODD_VALUES = (
     "x'7b7d', -1e300",
     "x'7b7d', 9e999",
     "x'7b7d', NULL",
-    """x'7b2273706563', 1700000000""",
 )
 
 
@@ -90,7 +90,7 @@ def test_what_died_stays_dead_and_is_written_in_the_ledger_once_over_restarts(
 
 
 def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    """Columns of SQLite hold what they are given. Such a row may be delivered or dead, but is counted as one of both."""
+    """Columns of SQLite hold what they are given. Such a row may be delivered or dead, but is counted as one of them."""
     with on_stage(tmp_path, mosquitto) as stage:
         stage.stop()
         with stage.database() as connection:
@@ -99,7 +99,8 @@ def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosq
         stage.start()
         stage.publish_numbered(3)
         wait_until(lambda: set(stage.tried) <= stage.cloud.stored.keys(), what="the others delivered")
-        delivered, dead, _ = wait_until(lambda: (found := queue_counts(stage))[2] == 0 and found, what="settled")
+        wait_until(lambda: queue_counts(stage)[2] == 0, what="settled")
+        delivered, dead, _ = queue_counts(stage)
         assert delivered + dead == 3 + len(ODD_VALUES)
         stage.stop()
         assert counts(stage) == {code: number for code, number in {5: delivered, 9: dead}.items() if number}

@@ -131,7 +131,12 @@ def test_one_byte_too_many_is_refused_counted_and_written_in_the_ledger(tmp_path
 
 
 def test_topics_are_told_as_they_are(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    names = ['edge/predictions/"},{"id":"x"', "edge/predictions/\\u0000\\", "edge/predictions/例 🦀", "edge/predictions//"]
+    names = [
+        'edge/predictions/"},{"id":"x"',
+        "edge/predictions/\\u0000\\",
+        "edge/predictions/例 🦀",
+        "edge/predictions//",
+    ]
     with on_stage(tmp_path, mosquitto) as stage:
         for number, name in enumerate(names):
             stage.publish([b'{"event_id":"%d"}' % number], topic=name)
@@ -163,7 +168,9 @@ def mutated(chance: random.Random, model: bytes) -> bytes:
             case 2:
                 piece[at:at] = piece[: chance.randrange(40)]
             case _:
-                piece[at:at] = chance.choice([b"\n", b"\r\n", b'"', b"{", b"]", b",", b"NaN", b"1e999", b"\\u", b"\x00"])
+                piece[at:at] = chance.choice(
+                    [b"\n", b"\r\n", b'"', b"{", b"]", b",", b"NaN", b"1e999", b"\\u", b"\x00"]
+                )
     return bytes(piece)
 
 

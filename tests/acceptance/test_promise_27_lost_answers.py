@@ -50,7 +50,9 @@ def request_with(stage: CloudStage, event_id: str, after: int = 0) -> Request | 
     [
         cut_after_store(),
         store_and_say_half(b"HTTP/1.1 200 OK\r\nContent-Le"),
-        store_and_say_half(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"stored":'),
+        store_and_say_half(
+            b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"stored":'
+        ),
     ],
     ids=["no answer", "half a head", "half a body"],
 )

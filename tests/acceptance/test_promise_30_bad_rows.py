@@ -1,4 +1,4 @@
-"""Promise 30: one bad row among B is found alone in at most 2·log2(B) + 1 requests; the dead are the refused, exactly."""
+"""Promise 30: one bad row among B is found alone in 2·log2(B) + 1 requests at most; the dead are the refused ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise 33: the clock jumps by an hour or ten years in mid-run: no stall, no busy loop, the order kept, all delivered.
+"""Promise 33: the clock jumps by an hour or ten years in mid-run: no stall, no busy loop, order kept, all delivered.
 
 libfaketime shifts what the bridge reads as the time of day; time since the start stays true, as on a real machine
 whose clock is set.
@@ -21,7 +21,11 @@ from tests.harness.ledger import audit
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.publisher import LedgerPublisher
 
-LIBRARIES = ("usr/lib/*/faketime/libfaketimeMT.so.1", "usr/lib*/faketime/libfaketimeMT.so.1", "opt/homebrew/lib/*MT.so*")
+LIBRARIES = (
+    "usr/lib/*/faketime/libfaketimeMT.so.1",
+    "usr/lib*/faketime/libfaketimeMT.so.1",
+    "opt/homebrew/lib/*MT.so*",
+)
 JUMPS = ("+1h", "-1h", "+3650d", "-3650d", "+0")
 STALL_SECONDS = 5.0
 

@@ -61,7 +61,16 @@ def forget_peak(stage: CloudStage) -> None:
         answer(200, {"Content-Type": "application/json"}, b" " * (8 << 20)),
         answer(200, {"Content-Type": "application/json"}, b'{"note":"' + b"x" * (8 << 20)),
     ],
-    ids=["dripping", "endless", "endless head", "endless results", "exploding", "exploding 503", "8 MB", "8 MB of text"],
+    ids=[
+        "dripping",
+        "endless",
+        "endless head",
+        "endless results",
+        "exploding",
+        "exploding 503",
+        "8 MB",
+        "8 MB of text",
+    ],
 )
 def test_an_answer_without_end_is_cut_and_acks_nothing(
     tmp_path: Path, mosquitto: Mosquitto, responder: Responder

@@ -153,7 +153,7 @@ def test_the_stock_library_gets_acks_and_counts_in_the_file_of_a_stopped_bridge(
         stage.cloud.always()
         stage.start()
         wait_until(lambda: stage.cloud.unique == 3 + 5 + 1, what="the rest delivered")
-        assert stage.cloud.arrivals[:8] == delivered + [waiting[4]] + waiting[6:]
+        assert stage.cloud.arrivals[:8] == [*delivered, waiting[4], *waiting[6:]]
         assert delivered_payloads(stage)[-1] == {"event_id": "by-the-library"}
         wait_until(lambda: stage.status["queue"]["delivered"] == 3 + 4 + 5 + 1, what="counted")
         stage.stop()

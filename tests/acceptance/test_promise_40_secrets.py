@@ -153,7 +153,9 @@ def test_no_secret_in_the_text_of_a_crash(tmp_path: Path, broker: Mosquitto, clo
     """A defect is simulated whose message shows the settings; the traceback must not show them either."""
     (tmp_path / "crash").mkdir()
     (tmp_path / "crash" / "sitecustomize.py").write_text(CRASH)
-    stage = make_stage(tmp_path, broker, cloud, PYTHONPATH=f"{tmp_path / 'crash'}:{REPOSITORY}", BRIDGE_LOG__LEVEL=level)
+    stage = make_stage(
+        tmp_path, broker, cloud, PYTHONPATH=f"{tmp_path / 'crash'}:{REPOSITORY}", BRIDGE_LOG__LEVEL=level
+    )
     with stage:
         stage.publish_numbered(5)
         assert stage.bridge.wait() == 1
@@ -167,7 +169,9 @@ def run(folder: Path, *arguments: str, **settings: object) -> subprocess.Complet
     return subprocess.run(
         [sys.executable, "-m", "bridge", *arguments],
         cwd=folder,
-        env=own | {"PYTHONPATH": str(REPOSITORY)} | environment({key.replace("__", "."): settings[key] for key in settings}),
+        env=own
+        | {"PYTHONPATH": str(REPOSITORY)}
+        | environment({key.replace("__", "."): settings[key] for key in settings}),
         capture_output=True,
         text=True,
         timeout=30,

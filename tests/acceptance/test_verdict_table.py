@@ -63,6 +63,11 @@ def always(responder: Responder) -> Callable[[Sequence[str]], Responder]:
     return lambda _ids: responder
 
 
+def refuse_the_third(status: int) -> Callable[[Sequence[str]], Responder]:
+    """Refuse every body that holds row number 2."""
+    return lambda ids: reject_ids([ids[2]], status)
+
+
 def too_large(request_bytes_max: int) -> Responder:
     """413 for a body above this size."""
     take, refuse = accept(), answer(413)
@@ -142,13 +147,7 @@ AGAIN = [
 ]
 BLAMED = [
     *(
-        Case(
-            f"{status}, one bad row",
-            lambda ids, s=status: reject_ids([ids[2]], s),
-            ALL - {2},
-            frozenset({2}),
-            halved=True,
-        )
+        Case(f"{status}, one bad row", refuse_the_third(status), ALL - {2}, frozenset({2}), halved=True)
         for status in (400, 418, 422, 451)
     ),
     Case("400, all bad", always(answer(400)), dead=ALL, halved=True),
@@ -166,7 +165,7 @@ REFUSED = [
     Case("304", always(answer(304)), paused=True),
 ]
 POISON = [
-    Case("500 for one row, while others pass", lambda ids: reject_ids([ids[2]], 500), ALL - {2}, halved=True),
+    Case("500 for one row, while others pass", refuse_the_third(500), ALL - {2}, halved=True),
     Case(
         "503 for one row by name, a limited number of times",
         lambda ids: named(ids, 201, 201, 503, 201),

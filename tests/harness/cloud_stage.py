@@ -52,7 +52,7 @@ class CloudStage:
         self.tried: list[str] = []
         self.queue_path = folder / "queue"
         self._broker = broker
-        self._username, self._password = publisher or (None, None)
+        self._publisher = publisher
         self._upload = {"url": cloud.url, **QUICK, **(upload or {})}
         self._file = folder / "bridge.toml"
         self._web = f"http://127.0.0.1:{(web_port := free_port())}"
@@ -133,9 +133,8 @@ class CloudStage:
 
     def publish(self, payloads: Iterable[bytes], topic: str = TOPIC) -> None:
         """Publish at QoS 1; all are confirmed by the broker when this returns."""
-        asyncio.run(
-            publish_many(self._broker.port, topic, payloads, username=self._username, password=self._password)
-        )
+        username, password = self._publisher or (None, None)
+        asyncio.run(publish_many(self._broker.port, topic, payloads, username=username, password=password))
 
     def publish_ids(self, ids: Sequence[str], filler: str = "") -> None:
         """Publish one message an id, and note it as tried; `filler` makes each of them larger."""

@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bridge.admission import Group, Outcome
 from bridge.cli import main
 from bridge.disk_queue import DiskQueue, NewRow
-from bridge.intake import Group, Intake, Outcome
+from bridge.intake import Intake
 
 CARD_SECONDS = 0.02
 

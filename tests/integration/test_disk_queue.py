@@ -93,7 +93,9 @@ def test_taking_uses_the_partial_index_and_so_does_finding_an_event(disk_queue: 
     disk_queue.oldest_received_at()
     disk_queue._conn.set_trace_callback(None)
     reads = [
-        sql for sql in seen if sql.startswith("SELECT _id, data") or "event_id IN" in sql or "SELECT timestamp" in sql
+        sql
+        for sql in seen
+        if sql.startswith("SELECT _id, CAST") or "event_id IN" in sql or "SELECT CAST(timestamp" in sql
     ]
     assert len(reads) == 3
     for sql in reads:

@@ -9,9 +9,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from bridge.admission import Arrival, Group, Outcome, Store
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
-from bridge.intake import Arrival, Group, Outcome, Store
 from bridge.message import event_id, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
 
@@ -42,7 +42,9 @@ def arrival(
 
 def put(queue: DiskQueue, store: Store, *items: Arrival | TooLarge, epoch: int = 1) -> Outcome:
     with queue.transaction():
-        return store(queue, Group(epoch, list(items), 0))
+        outcome = store(queue, Group(epoch, list(items), 0))
+    store.stored()
+    return outcome
 
 
 def stored_payloads(queue: DiskQueue) -> list[object]:
@@ -107,8 +109,6 @@ def test_a_redelivery_under_a_known_packet_id_but_another_payload_or_topic_is_st
 def test_a_redelivery_is_not_mistaken_for_a_row_of_a_session_the_broker_forgot(disk_queue: DiskQueue) -> None:
     store = make_store()
     put(disk_queue, store, arrival(b'{"label":"cat"}', packet_id=1))
-    with disk_queue.transaction():
-        disk_queue.write_note("session_began_after_row", str(disk_queue.newest_id()))
     store.session = 1
     late = arrival(b'{"label":"cat"}', packet_id=2, session=0)  # read before the session was lost, stored after
     put(disk_queue, store, late)
@@ -163,24 +163,84 @@ def test_block_stores_nothing_of_a_group_that_does_not_fit(disk_queue: DiskQueue
     store = make_store(max_messages=3, overflow="block")
     put(disk_queue, store, *[arrival(b"%d" % n, packet_id=n) for n in (1, 2, 3)])
     outcome = put(disk_queue, store, arrival(b"4", packet_id=4))
-    assert (outcome.blocked, outcome.reason) == (True, "queue.max_messages reached")
+    assert (outcome.blocked, outcome.reason) == ("blocked", "queue.max_messages reached")
     assert (disk_queue.counts().ready, disk_queue.losses()) == (3, [])
 
 
 def test_a_disk_that_others_filled_blocks_and_drops_nothing(disk_queue: DiskQueue) -> None:
     store = make_store(min_free_disk_bytes=1 << 49)
     outcome = put(disk_queue, store, arrival(b"1"))
-    assert outcome.blocked
+    assert outcome.blocked == "full"
     assert "MiB free on the disk" in outcome.reason
     assert disk_queue.losses() == []
 
 
-def test_the_bound_in_bytes_first_takes_what_is_delivered_and_then_the_oldest(disk_queue: DiskQueue) -> None:
-    store = make_store(max_bytes=400_000, overflow="drop-oldest")
-    for n in range(400):
-        put(disk_queue, store, arrival(b'{"n":%d,"pad":"%b"}' % (n, b"x" * 2000)))
+def pad(kilobytes: int, n: int = 0) -> bytes:
+    return b'{"n":%d,"pad":"%b"}' % (n, b"x" * 1000 * kilobytes)
+
+
+def test_the_same_id_and_payload_on_another_topic_is_another_message(disk_queue: DiskQueue) -> None:
+    payload = b'{"prediction_id":1,"label":"ok"}'
+    outcome = put(disk_queue, make_store(), arrival(payload, topic="cam/a"), arrival(payload, topic="cam/b"))
+    assert (outcome.stored, outcome.conflicts) == (2, (("cam/b", "1"),))
+
+
+def test_a_group_larger_than_the_bound_is_let_in_when_nothing_waits(disk_queue: DiskQueue) -> None:
+    store = make_store(max_messages=3, overflow="block")
+    assert put(disk_queue, store, *[arrival(b"%d" % n) for n in range(5)]).stored == 5
+    assert put(disk_queue, store, arrival(b"6")).blocked == "blocked"
+
+
+def test_drop_oldest_drops_what_just_came_where_all_else_is_in_flight(disk_queue: DiskQueue) -> None:
+    store = make_store(max_messages=4, overflow="drop-oldest")
+    put(disk_queue, store, *[arrival(b'{"prediction_id":"m%d"}' % n) for n in range(3)])
+    with disk_queue.transaction():
+        disk_queue.take(3, 1 << 20)
+    outcome = put(disk_queue, store, *[arrival(b'{"prediction_id":"m%d"}' % n) for n in range(3, 6)])
+    assert (outcome.stored, outcome.dropped) == (1, 2)
+    assert disk_queue.counts()[:2] == (1, 3)
+    assert disk_queue.losses()[-1].event_ids == ("m3", "m4")
+
+
+@pytest.mark.parametrize("kilobytes", [(1, 100), (100, 1)], ids=["large after small", "small after large"])
+def test_the_bound_in_bytes_counts_bytes_and_not_rows(disk_queue: DiskQueue, kilobytes: tuple[int, int]) -> None:
+    store = make_store(max_bytes=2_000_000, overflow="drop-oldest")
+    offered = 0
+    for size in kilobytes:
+        for n in range(0, 4_000 // size, 5):
+            put(disk_queue, store, *[arrival(pad(size, n + i)) for i in range(5)])
+            offered += 5
     counts = disk_queue.counts()
-    assert counts.size_bytes < 500_000
-    dropped = sum(loss.messages for loss in disk_queue.losses())
-    assert counts.ready + dropped == 400
-    assert 0 < dropped < 400
+    assert counts.size_bytes < 2_400_000
+    assert counts.size_bytes > 1_000_000, "no more is dropped than must be"
+    assert counts.ready + sum(loss.messages for loss in disk_queue.losses()) == offered
+
+
+def test_delivered_rows_are_the_first_to_go_at_the_bound(disk_queue: DiskQueue) -> None:
+    store = make_store(max_bytes=1_000_000, overflow="drop-oldest")
+    for n in range(300):
+        put(disk_queue, store, *[arrival(pad(2, n)) for _ in range(5)])
+        with disk_queue.transaction():
+            disk_queue.ack_rows([row.row_id for row in disk_queue.take(5, 1 << 20)])
+    assert disk_queue.losses() == []
+    assert disk_queue.counts().size_bytes < 1_100_000
+
+
+def test_the_ledger_is_bounded_and_its_numbers_are_exact(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.disk_queue._LOSSES_MAX", 20)
+    store = make_store(max_messages=1, overflow="drop-oldest")
+    for n in range(30):
+        put(disk_queue, store, *[arrival(b'{"prediction_id":"%d-%d"}' % (n, i)) for i in range(150)])
+    losses = disk_queue.losses()
+    assert len(losses) <= 20
+    assert all(len(loss.event_ids) <= 100 for loss in losses)
+    assert {loss.messages for loss in losses} == {1, 149}
+
+
+def test_rows_from_before_the_clock_was_set_do_not_expire(disk_queue: DiskQueue) -> None:
+    put(disk_queue, make_store(), arrival(b"1"), arrival(b"2")._replace(received_at=1_750_000_000.0))
+    with disk_queue.transaction():
+        assert disk_queue.drop_oldest(1000, 0, "too old", received_before=1_760_000_000.0)[0] == 1
+    assert stored_payloads(disk_queue) == [1]

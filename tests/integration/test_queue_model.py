@@ -109,7 +109,7 @@ class QueueModel(RuleBasedStateMachine):
     @rule(count=st.integers(1, 20))
     def drop_oldest(self, count: int) -> None:
         with self.disk_queue.transaction():
-            dropped = self.disk_queue.drop_oldest(count, "bound")
+            dropped, _ = self.disk_queue.drop_oldest(count, 0, "bound")
         victims = sorted(self.ready)[:count]
         assert dropped == len(victims)
         if victims:

@@ -20,7 +20,7 @@ LAYERS = (
     {"message", "events", "topics"},
     {"config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log"},
     EDGES,
-    {"disk_thread", "intake", "forwarder", "announcer"},
+    {"disk_thread", "admission", "intake", "forwarder", "announcer"},
     {"service"},
     {"demo", "bench"},
     {"cli"},

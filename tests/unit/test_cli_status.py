@@ -286,7 +286,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
         {"device_id": "press-4", "mqtt": {"host": "broker.example"}, "upload": {"url": "https://cloud.example/in"}}
     )
     loaded = Loaded(settings=settings, sources={}, file=None)
-    monkeypatch.setattr("bridge.config.load_from_environment", lambda _path, *, needs_upload: loaded)
+    monkeypatch.setattr("bridge.config.load_from_environment", lambda _path, **_more: loaded)
     return argparse.Namespace(config=None, watch=False, json=True)
 
 

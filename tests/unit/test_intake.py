@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import pytest
 
 from bridge import intake as intake_module
+from bridge.admission import Group, Outcome
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
 from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Refused, Stored
-from bridge.intake import Group, Intake, Outcome
+from bridge.intake import Intake
 from bridge.message import Publish
 from bridge.wire import TooLarge
 
@@ -49,6 +50,9 @@ class FakeStore:
     def __init__(self) -> None:
         self.session = 0
         self.groups: list[Group] = []
+
+    def stored(self) -> None:
+        """Nothing to remember."""
 
     def __call__(self, _queue: object, group: Group) -> Outcome:
         self.groups.append(group)

@@ -1,0 +1,203 @@
+"""Admission: what becomes of a group of messages in the transaction that stores it.
+
+Between the memory batch and the disk queue, in the disk thread: duplicates and redeliveries are told from new
+messages, room is made within the bounds, what is refused or dropped is written in the loss ledger, the rest is put.
+Never confirms, never waits; a group that does not fit under `overflow = "block"` is handed back untouched.
+
+Holds I5 (the queue's bounds) and its part of I9 (the ledger is written in the same transaction).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from bridge.disk_queue import DiskQueue, Loss, NewRow
+from bridge.message import event_id, head, split
+from bridge.wire import TooLarge
+
+if TYPE_CHECKING:
+    from bridge.config import QueueSettings
+
+_ROW_OVERHEAD_BYTES = 64  # what SQLite adds to a row and its index entries, about
+_SESSION_NOTE = "session_began_after_row"
+
+
+class Arrival(NamedTuple):
+    """A message in the memory batch, encoded but for its id."""
+
+    topic: str
+    event_id: str | None  # the producer's
+    middle: bytes
+    tail: bytes
+    received_at: float
+    time: str
+    packet_id: int
+    dup: bool
+    session: int
+
+
+class Group(NamedTuple):
+    """What is stored and confirmed together, in order of arrival, from one connection."""
+
+    epoch: int
+    items: list[Arrival | TooLarge]
+    held_bytes: int
+
+
+class Outcome(NamedTuple):
+    """What became of a group. `blocked`: nothing of it was stored, try again later: `full` disk, `blocked` queue."""
+
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: tuple[tuple[str, str], ...] = ()  # (topic, the producer's id)
+    refused: tuple[TooLarge, ...] = ()
+    dropped: int = 0
+    reason: str = ""
+    blocked: str = ""
+
+
+class Store:
+    """The verb that intake runs in the disk thread: one group, one transaction.
+
+    `session` is raised by intake whenever the broker has forgotten ours; packet ids of an earlier one mean nothing.
+    `stored()` is to be called after the commit.
+    """
+
+    def __init__(self, bounds: QueueSettings, *, window: int, fresh_id: Callable[[], str]) -> None:
+        self._bounds, self._window, self._fresh_id = bounds, window, fresh_id
+        self.session = self._noted_session = 0
+        self._redelivery_epoch = -1
+        self._by_packet_id: dict[int, int] = {}
+
+    def __call__(self, queue: DiskQueue, group: Group) -> Outcome:
+        """Store what is new of a group, within the bounds, and write down what is refused or dropped."""
+        if self._noted_session != self.session:
+            queue.write_note(_SESSION_NOTE, str(queue.newest_id()))
+        refused = tuple(item for item in group.items if isinstance(item, TooLarge))
+        arrivals = [item for item in group.items if isinstance(item, Arrival)]
+        rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals)
+        dropped, reason = 0, ""
+        if rows:
+            dropped, reason, blocked = self._make_room(queue, rows)
+            if blocked:
+                return Outcome(blocked=blocked, reason=reason)
+        for item in refused:
+            queue.record_loss(Loss("too large", 1, item.topic, detail=f"{item.payload_bytes} bytes"))
+        if rows:
+            queue.put_rows(rows)
+        return Outcome(len(rows), duplicates, tuple(conflicts), refused, dropped, reason)
+
+    def stored(self) -> None:
+        """Remember that the last group is committed."""
+        self._noted_session = self.session
+
+    # --- duplicates --------------------------------------------------------------------------------------------
+
+    def _new_rows(
+        self, queue: DiskQueue, epoch: int, arrivals: list[Arrival]
+    ) -> tuple[list[NewRow], int, list[tuple[str, str]]]:
+        known = queue.find_events((a.event_id for a in arrivals if a.event_id), _fingerprint_of)
+        rows: list[NewRow] = []
+        conflicts: list[tuple[str, str]] = []
+        duplicates = 0
+        for arrival in arrivals:
+            own_id = arrival.event_id
+            if arrival.dup and self._was_stored(queue, epoch, arrival):
+                duplicates += 1
+                continue
+            if own_id is not None:
+                fingerprint = _fingerprint(arrival.middle, arrival.tail)
+                if own_id in known:
+                    if known[own_id] == fingerprint:
+                        duplicates += 1
+                        continue
+                    conflicts.append((arrival.topic, own_id))
+                    own_id = None
+                else:
+                    known[own_id] = fingerprint
+            data = head(own_id or self._fresh_id(), arrival.middle, arrival.time) + arrival.tail
+            packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None
+            rows.append(NewRow(data, arrival.received_at, packet_id, own_id))
+        return rows, duplicates, conflicts
+
+    def _was_stored(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> bool:
+        """Tell whether a redelivery is of a row we have, whose confirmation was lost.
+
+        The broker sends an unconfirmed publish again under its old packet id, so the candidate is the newest row
+        that came with this packet id in this session, among the last `window` rows (more cannot be unconfirmed);
+        it must have the same topic and payload.
+        """
+        if epoch != self._redelivery_epoch:
+            self._redelivery_epoch = epoch
+            self._by_packet_id = queue.arrivals(self._window, int(queue.note(_SESSION_NOTE) or 0))
+        row_id = self._by_packet_id.get(arrival.packet_id)
+        stored = queue.stored_event(row_id) if row_id is not None else None
+        return stored is not None and _fingerprint_of(stored) == _fingerprint(arrival.middle, arrival.tail)
+
+    # --- bounds ------------------------------------------------------------------------------------------------
+
+    def _make_room(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, str, str]:
+        """Keep the bounds; `rows` may become fewer. Returns (messages dropped, why, what there is to wait for)."""
+        bounds = self._bounds
+        if bounds.min_free_disk_bytes and (free := queue.disk_free_bytes()) < bounds.min_free_disk_bytes:
+            # Never a reason to drop: others may have filled the disk, and dropping would not free it.
+            reason = f"only {free >> 20} MiB free on the disk, {bounds.min_free_disk_bytes >> 20} MiB are kept"
+            return 0, reason, "full"
+        over_messages, over_bytes, reason = self._excess(queue, rows)
+        if not reason:
+            return 0, "", ""
+        counts = queue.counts()
+        if bounds.overflow == "block":
+            # A group that is larger than the bound itself would wait for ever: it may in when nothing else waits.
+            return 0, reason, "blocked" if counts.ready + counts.taken else ""
+        if bounds.overflow == "drop-newest":
+            return _drop(queue, rows, over_messages, over_bytes, reason, newest=True), reason, ""
+        dropped, freed_bytes = queue.drop_oldest(over_messages, over_bytes, reason)
+        # What is in flight cannot be dropped; the next oldest are then those that just came.
+        over_messages, over_bytes = over_messages - dropped, over_bytes - freed_bytes
+        if over_messages > 0 or (over_bytes > 0 and dropped):
+            dropped += _drop(queue, rows, over_messages, over_bytes, reason, newest=False)
+        return dropped, reason, ""
+
+    def _excess(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, int, str]:
+        """Return by how many messages and bytes the bounds would be passed, and the name of the bound."""
+        bounds, counts = self._bounds, queue.counts()
+        over_messages = over_bytes = 0
+        if bounds.max_bytes:
+            incoming_bytes = sum(len(row.data) + _ROW_OVERHEAD_BYTES for row in rows)
+            over_bytes = counts.size_bytes + incoming_bytes - bounds.max_bytes
+            while over_bytes > 0 and queue.excess(0):  # delivered rows are the first to go
+                queue.tidy(0, 0)
+                over_bytes = queue.counts().size_bytes + incoming_bytes - bounds.max_bytes
+        if bounds.max_messages:
+            over_messages = counts.ready + counts.taken + len(rows) - bounds.max_messages
+        if over_messages > 0:
+            return over_messages, max(0, over_bytes), "queue.max_messages reached"
+        return 0, max(0, over_bytes), "queue.max_bytes reached" if over_bytes > 0 else ""
+
+
+def _drop(
+    queue: DiskQueue, rows: list[NewRow], over_messages: int, over_bytes: int, reason: str, *, newest: bool
+) -> int:
+    """Take rows off one end of those that came, until the bounds are kept; returns how many."""
+    victims: list[NewRow] = []
+    while rows and (len(victims) < over_messages or over_bytes > 0):
+        victims.append(rows.pop(-1 if newest else 0))
+        over_bytes -= len(victims[-1].data) + _ROW_OVERHEAD_BYTES
+    if victims:
+        in_order = victims[::-1] if newest else victims
+        queue.record_loss(Loss(reason, len(victims), None, tuple(event_id(row.data) for row in in_order)))
+    return len(victims)
+
+
+def _fingerprint(middle: bytes, tail: bytes) -> bytes:
+    return hashlib.blake2b(middle + tail, digest_size=16).digest()
+
+
+def _fingerprint_of(stored: bytes) -> bytes:
+    """Return the fingerprint of a stored event: topic, source and payload, without id and time."""
+    head_bytes, tail = split(stored)
+    start, end = head_bytes.find(b'","source":'), head_bytes.rfind(b'"time":"')
+    return _fingerprint(head_bytes[start : end + 8], tail)
