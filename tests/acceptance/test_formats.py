@@ -12,8 +12,8 @@ import zstandard
 
 from bridge import __version__
 from tests.harness import wait_until
-from tests.harness.cloud import Cloud, Request
-from tests.harness.cloud_stage import TOPIC, CloudStage, payload
+from tests.harness.cloud import Request
+from tests.harness.cloud_stage import TOPIC, CloudStage, payload, shared_stage
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.receiver import ReceiverProcess
 
@@ -29,12 +29,7 @@ TYPES = {
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudStage]:
     """One bridge for all: everything under [upload] changes at a SIGHUP."""
-    folder = tmp_path_factory.mktemp("formats")
-    with (
-        Mosquitto(folder / "mosquitto") as broker,
-        Cloud() as cloud,
-        CloudStage(folder / "stage", broker, cloud, upload={"linger_ms": 200}) as stage,
-    ):
+    with shared_stage(tmp_path_factory.mktemp("formats"), {"linger_ms": 100}) as stage:
         yield stage
 
 
@@ -48,7 +43,7 @@ def post(stage: CloudStage, *payloads: bytes) -> Request:
 
 
 @pytest.mark.parametrize("body_format", TYPES)
-def test_a_body_is_what_its_content_type_says(mosquitto_installed: None, stage: CloudStage, body_format: str) -> None:
+def test_a_body_is_what_its_content_type_says(stage: CloudStage, body_format: str) -> None:
     stage.reconfigure(format=body_format, compression="gzip")
     request = post(stage, *PAYLOADS)
     assert request.headers["content-type"] == TYPES[body_format]

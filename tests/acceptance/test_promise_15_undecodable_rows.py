@@ -19,6 +19,7 @@ UNDECODABLE = {
     "text that is no JSON": "crack",
     "bytes that are not UTF-8": b'"\xff\xfe"',
 }
+FROM_ELSEWHERE = [b'{"label":"crack"}', '{"label":"text"}', b"[1, 2]", b"null"]  # not ours, and JSON all the same
 ODD_VALUES = (
     "5, 1700000000",
     "0.5, 1700000000",
@@ -53,44 +54,32 @@ def queue_counts(stage: CloudStage) -> tuple[int, int, int]:
 
 
 def test_rows_that_cannot_be_decoded_die_once_and_all_others_flow(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """Also I9: the loss ledger has each of them once, over restarts too."""
+    alive, dead = 20 + len(FROM_ELSEWHERE), len(UNDECODABLE)
     with on_stage(tmp_path, mosquitto, answer(401)) as stage:
         stage.publish_numbered(20)
         stage.wait_stored(20)
         stage.stop()
-        insert(stage, *UNDECODABLE.values())
+        insert(stage, *UNDECODABLE.values(), *FROM_ELSEWHERE)
         stage.cloud.always()
-        stage.start()
-        stage.publish_numbered(5)
-        stage.wait_delivered()
-        wait_until(lambda: queue_counts(stage) == (25, len(UNDECODABLE), 0), what="counted")
-        stage.audit().assert_kept(duplicates_max=0)
-        stage.stop()
-        assert counts(stage) == {5: 25, 9: len(UNDECODABLE)}
-        assert stage.select("SELECT DISTINCT reason FROM edge_dead") == [("undecodable",)]
-        kept = stage.select("SELECT data FROM ack_queue_default WHERE status = 9 ORDER BY _id")
-        assert [data for (data,) in kept] == list(UNDECODABLE.values())
-
-
-def test_what_died_stays_dead_and_is_written_in_the_ledger_once_over_restarts(
-    tmp_path: Path, mosquitto: Mosquitto
-) -> None:
-    """Also I9: the loss ledger has each of them, and only once."""
-    with on_stage(tmp_path, mosquitto) as stage:
-        stage.stop()
-        insert(stage, b"\x80\x04.", b"{")
         for _ in range(2):
             stage.start()
-            stage.publish_numbered(3)
-            stage.wait_delivered()
-            wait_until(lambda: queue_counts(stage) == (len(stage.tried), 2, 0), what="counted")
+            alive += len(stage.publish_numbered(5))
+            wait_until(lambda alive=alive: queue_counts(stage) == (alive, dead, 0), what="counted")  # type: ignore[misc]
             stage.stop()
-        stage.audit().assert_kept(duplicates_max=0)
-        assert stage.select("SELECT reason, SUM(messages) FROM edge_loss GROUP BY reason") == [("dead", 2)]
-        assert [line["messages"] for line in stage.log("undecodable")] in ([], [2])
+            assert counts(stage) == {5: alive, 9: dead}
+        assert set(stage.tried) <= stage.cloud.stored.keys()
+        assert stage.cloud.duplicates == 0
+        assert stage.select("SELECT DISTINCT reason FROM edge_dead") == [("undecodable",)]
+        assert stage.select("SELECT reason, SUM(messages) FROM edge_loss GROUP BY reason") == [("dead", dead)]
+        kept = stage.select("SELECT data FROM ack_queue_default WHERE status = 9 ORDER BY _id")
+        assert [data for (data,) in kept] == list(UNDECODABLE.values())
+        others = [json.loads(data)["data"] for name, data in stage.cloud.bodies.items() if name not in stage.tried]
+        assert others == [{"label": "crack"}, {"label": "text"}, [1, 2], None]
 
 
 def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    """Columns of SQLite hold what they are given. Such a row may be delivered or dead, but is counted as one of them."""
+    """Columns of SQLite hold what they are given. Such a row is delivered or dead, and counted as that."""
     with on_stage(tmp_path, mosquitto) as stage:
         stage.stop()
         with stage.database() as connection:
@@ -99,20 +88,8 @@ def test_no_value_of_any_column_stops_the_others(tmp_path: Path, mosquitto: Mosq
         stage.start()
         stage.publish_numbered(3)
         wait_until(lambda: set(stage.tried) <= stage.cloud.stored.keys(), what="the others delivered")
-        wait_until(lambda: queue_counts(stage)[2] == 0, what="settled")
+        wait_until(lambda: queue_counts(stage)[2] == 0 and sum(queue_counts(stage)) > 3, what="settled")
         delivered, dead, _ = queue_counts(stage)
         assert delivered + dead == 3 + len(ODD_VALUES)
         stage.stop()
         assert counts(stage) == {code: number for code, number in {5: delivered, 9: dead}.items() if number}
-
-
-def test_json_from_elsewhere_is_not_undecodable(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    """The other side of the line: whatever is JSON is delivered, as an event with an id of ours."""
-    with on_stage(tmp_path, mosquitto) as stage:
-        stage.stop()
-        insert(stage, b'{"label":"crack"}', '{"label":"text"}', b"[1, 2]", b"null")
-        stage.start()
-        wait_until(lambda: stage.cloud.unique == 4, what="all four delivered")
-        events = [json.loads(data) for data in stage.cloud.bodies.values()]
-        assert [event["data"] for event in events] == [{"label": "crack"}, {"label": "text"}, [1, 2], None]
-        assert len({event["id"] for event in events}) == 4

@@ -56,7 +56,7 @@ def test_one_bad_row_is_alone_after_few_requests_wherever_it_stands(tmp_path: Pa
         assert stage.select("SELECT SUM(messages) FROM edge_loss") == [(len(refused),)]
 
 
-@pytest.mark.parametrize("places", [(3, 4), (0, 31, 32, 63), tuple(range(16)), tuple(range(B))])
+@pytest.mark.parametrize("places", [(0, 31, 32, 63), tuple(range(16))])
 def test_several_bad_rows_die_and_no_other(tmp_path: Path, mosquitto: Mosquitto, places: tuple[int, ...]) -> None:
     bad = [f"message-{place:06}" for place in places]
     with on_stage(tmp_path, mosquitto, reject_ids(bad), upload=WHOLE) as stage:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import wait_until
 from tests.harness.cloud import Exchange, Responder, answer, drip, endless, gzip_bomb
-from tests.harness.cloud_stage import CloudStage, on_stage
-from tests.harness.mosquitto import Mosquitto
+from tests.harness.cloud_stage import CloudStage, shared_stage
 
 TIMEOUT_SECONDS = 0.7
 SLACK_SECONDS = 2.0
@@ -49,45 +49,40 @@ def forget_peak(stage: CloudStage) -> None:
     Path(f"/proc/{stage.bridge.pid}/clear_refs").write_text("5")
 
 
-@pytest.mark.parametrize(
-    "responder",
-    [
-        drip(100),
-        endless(),
-        endless_head(),
-        endless_results(),
-        gzip_bomb(),
-        gzip_bomb(status=503),
-        answer(200, {"Content-Type": "application/json"}, b" " * (8 << 20)),
-        answer(200, {"Content-Type": "application/json"}, b'{"note":"' + b"x" * (8 << 20)),
-    ],
-    ids=[
-        "dripping",
-        "endless",
-        "endless head",
-        "endless results",
-        "exploding",
-        "exploding 503",
-        "8 MB",
-        "8 MB of text",
-    ],
-)
-def test_an_answer_without_end_is_cut_and_acks_nothing(
-    tmp_path: Path, mosquitto: Mosquitto, responder: Responder
-) -> None:
-    with on_stage(tmp_path, mosquitto, upload={"timeout_seconds": TIMEOUT_SECONDS}) as stage:
+RESPONDERS = {
+    "dripping": drip(100),
+    "endless": endless(),
+    "endless head": endless_head(),
+    "endless results": endless_results(),
+    "exploding": gzip_bomb(),
+    "exploding 503": gzip_bomb(status=503),
+    "8 MB of white space": answer(200, {"Content-Type": "application/json"}, b" " * (8 << 20)),
+    "8 MB of text": answer(200, {"Content-Type": "application/json"}, b'{"note":"' + b"x" * (8 << 20)),
+}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudStage]:
+    """One bridge for all of them, warmed up."""
+    with shared_stage(tmp_path_factory.mktemp("answers"), {"timeout_seconds": TIMEOUT_SECONDS}) as stage:
         stage.publish_numbered(300)
         stage.wait_settled(300)
-        stage.cloud.always(responder)
-        before = len(stage.cloud.requests)
-        forget_peak(stage)
-        resident = memory_kib(stage, "VmRSS")
-        stage.publish_numbered(10)
-        wait_until(lambda: len(stage.cloud.requests) >= before + 3, 10, "asked again, twice")
-        assert memory_kib(stage, "VmHWM") - resident < RSS_KIB_MAX
-        first, second, third = stage.cloud.requests[before : before + 3]
-        assert max(second.at - first.at, third.at - second.at) < TIMEOUT_SECONDS + SLACK_SECONDS
-        assert stage.messages["delivered"] == 300
-        stage.cloud.always()
-        stage.wait_delivered()
-        stage.audit().assert_kept(duplicates_max=0)
+        yield stage
+
+
+@pytest.mark.parametrize("name", RESPONDERS)
+def test_an_answer_without_end_is_cut_and_acks_nothing(stage: CloudStage, name: str) -> None:
+    before, delivered = len(stage.cloud.requests), stage.messages["delivered"]
+    stage.cloud.always(RESPONDERS[name])
+    forget_peak(stage)
+    resident = memory_kib(stage, "VmRSS")
+    stage.publish_numbered(10)
+    wait_until(lambda: len(stage.cloud.requests) >= before + 3, 10, "asked again, twice")
+    assert memory_kib(stage, "VmHWM") - resident < RSS_KIB_MAX
+    first, second, third = stage.cloud.requests[before : before + 3]
+    assert max(second.at - first.at, third.at - second.at) < TIMEOUT_SECONDS + SLACK_SECONDS
+    assert stage.messages["delivered"] == delivered
+    stage.cloud.always()
+    stage.hang_up()
+    stage.wait_settled(delivered + 10)
+    stage.audit().assert_kept(duplicates_max=0)

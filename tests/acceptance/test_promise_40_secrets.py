@@ -105,9 +105,11 @@ def test_no_secret_in_log_status_web_or_metrics_in_good_and_bad_hours(
 ) -> None:
     password = {"mqtt.username": "publisher", "mqtt.password": "publisher"}
     with StatusReader(stage.settings | password) as reader:
+        cloud.always(echo_the_request(422))
+        publish(stage, 5)
+        wait_until(lambda: stage.messages["dead"] == 5, what="dead, each with an excerpt of the answer")
         for responder in (
             echo_the_request(401),
-            echo_the_request(422),
             echo_the_request(500),
             redirect(f"http://user:{TOKEN}@127.0.0.1:9/?token={TOKEN}"),
             answer(429, {"Retry-After": TOKEN}),
@@ -134,6 +136,8 @@ def test_no_secret_in_log_status_web_or_metrics_in_good_and_bad_hours(
     assert {request.headers.get("authorization") for request in cloud.requests} == {f"Bearer {TOKEN}"}, "it was sent"
     assert_silent(stage.bridge.stderr, "the log")
     assert CANARY not in stage.bridge.stdout
+    # An answer that repeats our own request may be kept as the excerpt of a dead row.
+    assert all(CANARY.encode() not in file.read_bytes() for file in stage.queue_path.iterdir())
 
 
 CRASH = """

@@ -14,7 +14,6 @@ import pytest
 
 from tests.harness import wait_until
 from tests.harness.cloud import (
-    Cloud,
     Exchange,
     Request,
     Responder,
@@ -29,8 +28,7 @@ from tests.harness.cloud import (
     reject_ids,
     results,
 )
-from tests.harness.cloud_stage import CloudStage, payload
-from tests.harness.mosquitto import Mosquitto
+from tests.harness.cloud_stage import CloudStage, payload, shared_stage
 
 ROWS = 4
 JSON = {"Content-Type": "application/json"}
@@ -179,12 +177,8 @@ CASES = [*TAKEN, *ROW_BY_ROW, *AGAIN, *BLAMED, *REFUSED, *POISON]
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudStage]:
-    folder = tmp_path_factory.mktemp("verdicts")
-    with (
-        Mosquitto(folder / "mosquitto") as broker,
-        Cloud() as cloud,
-        CloudStage(folder / "stage", broker, cloud, upload={"linger_ms": 30}) as stage,
-    ):
+    upload = {"linger_ms": 30, "retry_max_seconds": 0.05}
+    with shared_stage(tmp_path_factory.mktemp("verdicts"), upload) as stage:
         yield stage
 
 
@@ -194,7 +188,7 @@ def requests_about(stage: CloudStage, ids: Sequence[str]) -> list[Request]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_verdict_on(mosquitto_installed: None, stage: CloudStage, case: Case) -> None:
+def test_the_verdict_on(stage: CloudStage, case: Case) -> None:
     ids = [f"{CASES.index(case):02}-{number}" for number in range(ROWS)]
     stage.reconfigure(**{**DEFAULTS, **case.upload})
     stage.cloud.always(case.make_responder(ids))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,11 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from tests.harness import free_port, wait_until
 from tests.harness.bridge import READY_SECONDS, BridgeProcess
 from tests.harness.cloud import Cloud, Responder
 from tests.harness.ledger import Audit, audit
-from tests.harness.mosquitto import Mosquitto
+from tests.harness.mosquitto import Mosquitto, program
 from tests.harness.publisher import publish_many
 
 TOPIC = "edge/predictions/stage"
@@ -210,6 +213,16 @@ def _toml(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(name)} = {_toml(inner)}" for name, inner in value.items()) + "}"
     return json.dumps(value)
+
+
+@contextmanager
+def shared_stage(folder: Path, upload: Mapping[str, object]) -> Iterator[CloudStage]:
+    """Start a broker, a cloud and one bridge for a whole module, whose tests change what is under `[upload]`."""
+    if program("mosquitto") is None:
+        missing = "mosquitto is not installed: make setup"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with Mosquitto(folder / "mosquitto") as broker, on_stage(folder, broker, upload=upload) as stage:
+        yield stage
 
 
 @contextmanager

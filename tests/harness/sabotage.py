@@ -4,9 +4,10 @@
     python -m tests.harness.sabotage raise-at=3 run
     python -m tests.harness.sabotage gate=FIFO run
 
-`confirm-before-commit`: intake confirms first and stores then, 20 ms later as on an SD card: the mistake that promise 1
-is about. `raise-at=N`: the N-th call of the message callback raises, after a line `raised at SECONDS` on standard error.
-`gate=FIFO`: each put waits for a byte in the FIFO, after a line `at the gate`; a test lets them through one by one.
+`confirm-before-commit`: intake confirms first and stores then, 20 ms later as on an SD card: the mistake that promise
+1 is about. `raise-at=N`: the N-th call of the message callback raises, after a line `raised at SECONDS` on standard
+error. `gate=FIFO`: each put waits for a byte in the FIFO, after a line `at the gate`; a test lets them through one by
+one.
 """
 
 from __future__ import annotations
