@@ -126,8 +126,8 @@ class Store:
         """Tell whether a redelivery is of a row we have, whose confirmation was lost.
 
         The broker sends an unconfirmed publish again under its old packet id, so the candidate is the newest row
-        that came with this packet id in this session, among the last `window` rows (more cannot be unconfirmed);
-        it must have the same topic and payload.
+        that came with this packet id in this session, among the last `window` rows; it must have the same topic and
+        payload.
         """
         if epoch != self._redelivery_epoch:
             self._redelivery_epoch = epoch

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -41,6 +43,7 @@ _READ_BYTES = 256 * 1024
 _READS_IN_A_ROW = 4  # then the loop's other tasks have their turn
 _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS = 0.5, 20.0  # promise 18: back within 30 s
 _CONNECT_SECONDS = 5.0  # for DNS, TCP and TLS, and again for the broker's CONNACK
+_FAREWELL_SECONDS = 1.0  # for the broker to close the connection after our DISCONNECT
 _UNSENT_PACKETS_MAX = 1000  # status publishes above this wait for the next round instead of piling up
 
 Sink = Callable[[Sequence[Publish | TooLarge], int], None]
@@ -53,6 +56,7 @@ class _Lane:
         self.sock = sock
         self._for_paho = bytearray()
         self.ended = False
+        self.stays_open = False  # whoever sets it closes by `drain`
 
     def read(self) -> bytes | None:
         """Return what there is, b"" at the end, None if nothing has come."""
@@ -85,6 +89,20 @@ class _Lane:
         self.sock.setblocking(flag)
 
     def close(self) -> None:
+        if not self.stays_open:
+            self.sock.close()
+
+    def drain(self) -> None:
+        """Read to the end what nobody wants any more, then close. Blocks for up to a second.
+
+        A socket closed with bytes unread resets the connection: the broker would never see our last confirmations
+        and our farewell, and publish the will.
+        """
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        with contextlib.suppress(OSError):
+            while time.monotonic() < deadline and (piece := self.read()) != b"":
+                if piece is None:
+                    select.select([self.sock], [], [], 0.05)
         self.sock.close()
 
 
@@ -242,13 +260,18 @@ class Broker:
         return self._lost.result()
 
     async def farewell(self) -> None:
-        """Disconnect in order, so that the broker does not publish the will; waits for what is unsent."""
+        """Disconnect in order, so that the broker does not publish the will; waits until it has heard us."""
         self._said_farewell = True
+        lane: Any = self._client.socket()
         if self.connected:
+            if isinstance(lane, _Lane):
+                lane.stays_open = True
             self._client.disconnect()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._lost), 1.0)
+                await asyncio.wait_for(asyncio.shield(self._lost), _FAREWELL_SECONDS)
         self._drop("stopped")
+        if isinstance(lane, _Lane) and lane.stays_open:
+            await asyncio.to_thread(lane.drain)
 
     # --- paho's side -------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ The format, whole
     edge_note           what a later start must know (key, value)
 
     ready index         the rows with status < 2: taking costs the same behind a million delivered rows
+    settled index       the delivered and dead rows: what housekeeping deletes, and counts at start
     stray index         the rows the stock library touched (no crc, or settled without a time); normally empty, so
                         one look tells at start whether somebody else used the file, and only then it is counted
 
@@ -71,7 +72,7 @@ FORMAT_VERSION = 1  # PRAGMA user_version; 0 is the stock library's
 
 _READY, _DELIVERED, _DEAD = 0, 5, 9  # persist-queue's status codes
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
-_TIDY_SPAN = 4096  # ids looked at in one step of housekeeping
+_TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
 _CLOCK_SET_SINCE = 1_704_067_200  # 2024-01-01: what claims to be older came before the clock was set
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _LOSSES_MAX = 10_000  # entries of the ledger ...
@@ -80,6 +81,7 @@ _VACUUM_PAGES = 256  # pages given back to the file system in one step
 
 _SCHEMA = """
 CREATE INDEX IF NOT EXISTS edge_ready ON ack_queue_default (_id) WHERE status < 2;
+CREATE INDEX IF NOT EXISTS edge_settled ON ack_queue_default (status, _id) WHERE status >= 5;
 CREATE INDEX IF NOT EXISTS edge_stray ON ack_queue_default (_id)
     WHERE crc IS NULL OR (status >= 2 AND settled_at IS NULL);
 CREATE INDEX IF NOT EXISTS edge_event ON ack_queue_default (event_id) WHERE event_id IS NOT NULL;
@@ -191,7 +193,6 @@ class DiskQueue(SQLiteAckQueue):
         self._durability = durability
         self._adopt = adopt
         self._changed = False
-        self._tidied_to = 0
         with _mapped(folder):
             super().__init__(str(folder), multithreading=False, auto_resume=False, serializer=serializer)
             self._prepare()
@@ -204,6 +205,8 @@ class DiskQueue(SQLiteAckQueue):
         connection = sqlite3.connect(file, timeout=1.0, isolation_level=None, check_same_thread=False)
         try:
             _refuse_foreign(connection, file)
+            for ours in file.parent.glob(FILE_NAME + "*"):  # a file of ours, not before; -wal may be there already
+                ours.chmod(0o600)
             _set_pragmas(connection, self._durability)
         except BaseException:
             connection.close()
@@ -237,11 +240,13 @@ class DiskQueue(SQLiteAckQueue):
             " WHERE crc IS NULL OR (status >= 2 AND settled_at IS NULL) LIMIT 1"
         ).fetchone()
         row = self._conn.execute("SELECT waiting, delivered, dead FROM edge_state").fetchone()
-        if stray or row is None:
+        # Few rows are settled and kept; without this look the stock library's clean-up would go unnoticed.
+        counting = "SELECT COUNT(*) FROM ack_queue_default INDEXED BY edge_settled WHERE status >= 5 AND status = {}"
+        settled = tuple(self._conn.execute(counting.format(status)).fetchone()[0] for status in (_DELIVERED, _DEAD))
+        if stray or row is None or row[1:] != settled:
             return self._recount()
         spans = tuple(self._conn.execute("SELECT first_id, last_id FROM edge_batch ORDER BY first_id"))
-        cursor = max((last for _, last in spans), default=0)
-        return _State(row[0], row[1], row[2], cursor=cursor, returned=spans)
+        return _State(row[0], row[1], row[2], cursor=max((last for _, last in spans), default=0), returned=spans)
 
     def _recount(self) -> _State:
         """Somebody else used the file: give back what was taken, date what was settled, count everything once."""
@@ -467,36 +472,21 @@ class DiskQueue(SQLiteAckQueue):
 
     def tidy(self, keep_seconds: float, keep_messages: int) -> bool:
         """Delete delivered rows that are too old or too many, oldest first: a small step; tells if more may follow."""
-        if not self._state.delivered:
-            return False
-        where, span = "_id BETWEEN ? AND ? AND status = 5", self._next_span()
-        if span is None:
-            return False
-        deleted = self._conn.execute(
-            f"DELETE FROM ack_queue_default WHERE {where} AND settled_at <= ?", (*span, time.time() - keep_seconds)
-        ).rowcount
-        if excess := self._state.delivered - deleted - keep_messages:
-            deleted += self._conn.execute(
-                "DELETE FROM ack_queue_default WHERE _id IN"
-                f" (SELECT _id FROM ack_queue_default WHERE {where} ORDER BY _id LIMIT ?)",
-                (*span, max(0, excess)),
-            ).rowcount
-        if deleted:
-            self._become(delivered=self._state.delivered - deleted)
-        kept = self._conn.execute(f"SELECT 1 FROM ack_queue_default WHERE {where} LIMIT 1", span).fetchone()
-        # Rows are settled nearly in order, so the first that is kept is followed by younger ones: begin anew.
-        self._tidied_to = 0 if kept else span[1]
-        return kept is None
-
-    def _next_span(self) -> tuple[int, int] | None:
-        """Return the next ids to tidy; None at the end of the table, and then it begins anew."""
-        row = self._conn.execute("SELECT MIN(_id) FROM ack_queue_default WHERE _id > ?", (self._tidied_to,)).fetchone()
-        if row[0] is None:
-            # All delivered rows on the way here were deleted; were more counted, somebody else deleted them.
-            self._tidied_to = 0
-            self._become(delivered=0)
-            return None
-        return row[0], row[0] + _TIDY_SPAN - 1
+        oldest = self._conn.execute(
+            "SELECT _id, settled_at FROM ack_queue_default INDEXED BY edge_settled"
+            " WHERE status >= 5 AND status = 5 ORDER BY _id LIMIT ?",  # the index wants its own words
+            (_TIDY_ROWS,),
+        ).fetchall()
+        # Rows are settled nearly in order, so the first that is young enough is followed by younger ones.
+        settled_before = time.time() - keep_seconds
+        too_old = next((i for i, row in enumerate(oldest) if row[1] > settled_before), len(oldest))
+        count = max(self.excess(keep_messages), too_old)
+        doomed = [row[0] for row in oldest[:count]]
+        for first, last in _runs(doomed):
+            self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ? AND status = 5", (first, last))
+        if doomed:
+            self._become(delivered=self._state.delivered - len(doomed))
+        return len(doomed) == _TIDY_ROWS
 
     def shrink(self) -> None:
         """Give some free pages back to the file system, if more than a quarter of the file is free."""
@@ -681,7 +671,6 @@ def _make_private(file: Path) -> None:
             raise QueueUnusableError(
                 f"{file} is not a regular file", "move it away, or set queue.path to another folder"
             )
-        os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
     if is_new:
@@ -693,9 +682,12 @@ def _make_private(file: Path) -> None:
 def _refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:
     """Leave another program's database alone, and a newer bridge's."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
+    is_table = connection.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'ack_queue_default'"
+    ).fetchone()
     columns = {row[1] for row in connection.execute("PRAGMA table_info(ack_queue_default)")}
-    if tables and not columns >= _STOCK_COLUMNS:
+    if tables and not (is_table and columns >= _STOCK_COLUMNS):
         raise QueueUnusableError(
             f"{file} is a database of another program (its tables: {', '.join(sorted(tables)[:5])})",
             "nothing was changed; move it away, or set queue.path to another folder",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _HELD_BYTES_MAX = 16 << 20  # unconfirmed payload bytes in memory; above, the socket is not read
 _GROUP_MESSAGES_MAX = 65_535  # no window is larger
+_REDELIVERY_ROWS = 32_768  # half the packet ids: Mosquitto 2.0.11 had five windows unconfirmed after reconnects
 _RETRY_SECONDS = 0.5  # between tries to store a group that the disk or a bound refused
 _TOPICS_MAX = 4096  # topics whose encoded form is remembered ...
 _TOPIC_CHARACTERS_MAX = 1024  # ... if they are not longer than this
@@ -71,13 +72,12 @@ class Source(Protocol):
 class Intake:
     """The way of a message from the broker's bytes to the confirmation. `receive` is the broker's sink."""
 
-    def __init__(  # noqa: PLR0913 - all named but the two sections
+    def __init__(
         self,
         intake: IntakeSettings,
         bounds: QueueSettings,
         *,
         source_name: str,
-        window: int,
         disk: Disk,
         emit: Emit,
         wall: Callable[[], float],
@@ -87,7 +87,7 @@ class Intake:
         self._source_name = source_name
         self._id_fields = tuple(intake.id_fields)
         self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
-        self._store = Store(bounds, window=window, fresh_id=self._fresh_id)
+        self._store = Store(bounds, window=_REDELIVERY_ROWS, fresh_id=self._fresh_id)
         self._ids = random_bits(74)
         self._middles: dict[str, bytes] = {}
         self._pending: list[Arrival | TooLarge] = []

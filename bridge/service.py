@@ -108,7 +108,6 @@ class Service:
             settings.intake,
             settings.queue,
             source_name=self._source_name,
-            window=settings.mqtt.receive_maximum,
             disk=self._disk,
             emit=self._emit,
             wall=time.time,

@@ -23,6 +23,7 @@ from bridge.errors import FaultError
 
 _READY_SECONDS = 60.0  # a generator of millions of messages builds them first
 _LINE_BYTES_MAX = 1 << 26  # the latencies of a phase come in one line
+_LAST_WORDS_LINES = 2  # an error of ours is a line and a hint
 _PACKAGE_FOLDER = Path(bridge.__file__).parents[1]
 
 
@@ -76,8 +77,8 @@ class Program:
 
     def _ended(self) -> FaultError:
         text = (self._folder / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
-        last = text.splitlines()[-1:] or ["it said nothing"]
-        return FaultError(f"{self.name} ended in the middle of the bench", f"its last words: {last[0]}")
+        last = text.splitlines()[-_LAST_WORDS_LINES:] or ["none"]
+        return FaultError(f"{self.name} ended in the middle of the bench", f"its last words: {' | '.join(last)}")
 
 
 class Talker(Program):

@@ -13,8 +13,9 @@ import asyncio
 import json
 import signal
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from bridge.errors import OperatorError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bridge.bench.measure import Plan, Tell
     from bridge.bench.results import Mode
 
@@ -165,22 +168,13 @@ def _tell_in_lines(what: str, arrived: int, _count: int) -> None:
 
 
 def _show(plan: Plan, modes: tuple[Mode, ...], environment: dict[str, Any], alone: dict[str, Any]) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
 
     from bridge.bench import machine, results
 
     console = Console(width=None if sys.stdout.isatty() else COLUMNS_WITHOUT_TERMINAL, highlight=False)
     console.print(f"{plan.messages:,} messages of {plan.payload_bytes} bytes, QoS 1; {_medians(plan.runs)}")
-    table = Table(box=SIMPLE_HEAD)
-    rows = results.rows(modes, plan.contenders[0].title)
-    for at, (title, *cells) in enumerate(zip(results.TITLES, *rows, strict=True)):
-        # Titles may break, cells may not.
-        table.add_column(title, justify="right" if at else "left", min_width=max(map(len, cells)))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(table(results.rows(modes, plan.contenders[0].title)))
     sinks = ", ".join(f"{one} {found['messages_per_second']:,}/s" for one, found in alone["sink"].items())
     console.print(f"Alone: generator {alone['generator']['messages_per_second']:,}/s; sink {sinks}.")
     console.print(
@@ -193,6 +187,22 @@ def _show(plan: Plan, modes: tuple[Mode, ...], environment: dict[str, Any], alon
         console.print("The folder is in memory, where an fsync costs nothing: give one on a disk with --folder.")
     if lost := results.missing(modes):
         console.print(f"{lost:,} messages did not arrive.", style="bold red")
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Return the table of the modes. Titles break to the width of their cells, and cells where the terminal ends."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from bridge.bench.results import TITLES
+
+    made = Table(box=SIMPLE_HEAD)
+    for at, (title, *cells) in enumerate(zip(TITLES, *rows, strict=True)):
+        width = max(map(len, [*cells, *title.split()]))
+        made.add_column(textwrap.fill(title, width), justify="right" if at else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def _medians(runs: int) -> str:

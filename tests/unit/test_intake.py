@@ -86,7 +86,6 @@ class Bench:
             parsed.intake,
             parsed.queue,
             source_name="edge/x",
-            window=100,
             disk=self.disk,
             emit=self.events.append,
             wall=lambda: 1_700_000_000.0,
