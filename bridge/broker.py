@@ -268,7 +268,8 @@ class Broker:
                 lane.stays_open = True
             self._client.disconnect()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._lost), _FAREWELL_SECONDS)
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await asyncio.shield(self._lost)
         self._drop("stopped")
         if isinstance(lane, _Lane) and lane.stays_open:
             await asyncio.to_thread(lane.drain)
@@ -504,7 +505,8 @@ async def watch_topic(settings: MqttSettings, topic: str) -> AsyncGenerator[byte
     error = await broker.connect()
     if not error:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(broker.subscribed.wait(), _CONNECT_SECONDS)
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await broker.subscribed.wait()
     if error or refused:
         hint = "check mqtt.host, mqtt.port, mqtt.username and mqtt.password"
         raise OperatorError(refused[0], hint) if refused else FaultError(error, hint)

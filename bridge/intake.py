@@ -12,6 +12,7 @@ tried again: the broker keeps the rest, the window (receive maximum) and `_HELD_
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -251,7 +252,6 @@ def _cut(group: Group, messages_max: int) -> list[Group]:
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):  # not wait_for: in Python 3.11 it may swallow a cancellation
+            await event.wait()

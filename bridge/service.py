@@ -321,7 +321,8 @@ class Service:
 
 async def _within(deadline: float, work: Awaitable[None]) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(work, max(0.01, deadline - time.monotonic()))
+        async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
+            await work
 
 
 def _first(errors: BaseExceptionGroup[BridgeError]) -> BridgeError:

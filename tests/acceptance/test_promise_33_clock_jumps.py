@@ -27,7 +27,7 @@ LIBRARIES = (
     "opt/homebrew/lib/*MT.so*",
 )
 JUMPS = ("+1h", "-1h", "+3650d", "-3650d", "+0")
-STALL_SECONDS = 10.0
+STALL_SECONDS = 30.0  # a stall would last as long as the jump
 
 
 class Clock:
@@ -69,6 +69,7 @@ def stage(tmp_path: Path, mosquitto: Mosquitto, clock: Clock) -> Iterator[CloudS
         CloudStage(tmp_path / "stage", mosquitto, cloud, variables=clock.variables) as stage,
     ):
         yield stage
+        stage.stop()  # killed, it would leave libfaketime's shared memory behind
 
 
 def year_of_newest(stage: CloudStage) -> int:

@@ -64,6 +64,7 @@ class CloudStage:
             "device_id": "stage",
             "mqtt.port": broker.port,
             "queue.path": str(self.queue_path),
+            "queue.durability": "crash",  # no test from this side pulls the plug, and a busy disk must not slow them
             "queue.min_free_disk_bytes": 0,
             "web.port": web_port,
             "status.interval_seconds": 0.5,

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime, formatdate
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_status_code_has_the_verdict_of_the_table(status_code: int, line: Line
 
 
 def test_only_a_size_that_is_refused_is_remembered() -> None:
-    assert judge(Reply(413)) == Halve("413 Request Entity Too Large", remember_size=True)
+    assert judge(Reply(413)) == Halve(f"413 {HTTPStatus(413).phrase}", remember_size=True)
     assert judge(Reply(422)) == Halve("422 Unprocessable Entity", remember_size=False)
 
 
