@@ -30,7 +30,7 @@ from bridge.events import (
     Refused,
     Stored,
 )
-from bridge.message import Publish, head_middle, parse_json, producer_id, tail, uuid7
+from bridge.message import ID_CHARACTERS_MAX, Publish, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ _REDELIVERY_ROWS = 32_768  # half the packet ids: Mosquitto 2.0.11 had five wind
 _RETRY_SECONDS = 0.5  # between tries to store a group that the disk or a bound refused
 _TOPICS_MAX = 4096  # topics whose encoded form is remembered ...
 _TOPIC_CHARACTERS_MAX = 1024  # ... if they are not longer than this
-_ID_CHARACTERS_MAX = 512  # a user property `id` that is longer is none
 
 T = TypeVar("T")
 
@@ -136,7 +135,7 @@ class Intake:
             return TooLarge(message.topic, message.packet_id, len(payload))
         is_json, value = parse_json(payload)
         what = tail(payload, is_json=is_json, content_type=message.content_type)
-        user_id = message.user_id if len(message.user_id or "") <= _ID_CHARACTERS_MAX else None
+        user_id = message.user_id if len(message.user_id or "") <= ID_CHARACTERS_MAX else None
         held_bytes = len(what) + 2 * len(message.topic)
         self._pending_bytes += held_bytes
         self._held_bytes += held_bytes

@@ -90,7 +90,7 @@ def _depth(value: Any) -> int:
 _ID_MEMBER = re.compile(
     r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}|[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}"
 )  # a UUID (RFC 9562) or a ULID (Crockford's base 32)
-_ID_CHARACTERS_MAX = 512  # longer ones are no ids; the message gets one of ours
+ID_CHARACTERS_MAX = 512  # longer ones are no ids; the message gets one of ours
 
 
 def producer_id(value: Any, id_fields: tuple[str, ...]) -> str | None:
@@ -104,7 +104,7 @@ def producer_id(value: Any, id_fields: tuple[str, ...]) -> str | None:
         found = value.get(field)
         if isinstance(found, int) and not isinstance(found, bool):
             found = str(found)
-        if isinstance(found, str) and 0 < len(found) <= _ID_CHARACTERS_MAX:
+        if isinstance(found, str) and 0 < len(found) <= ID_CHARACTERS_MAX:
             return found
     found = value.get("id")
     return found if isinstance(found, str) and _ID_MEMBER.fullmatch(found) else None

@@ -35,7 +35,6 @@ from bridge.events import (
     DiskRecovered,
     DiskTroubled,
     Dropped,
-    Emit,
     Event,
     QueueCounted,
     Stopping,
@@ -330,6 +329,3 @@ def _first(errors: BaseExceptionGroup[BridgeError]) -> BridgeError:
     for error in errors.exceptions:
         return _first(error) if isinstance(error, BaseExceptionGroup) else error
     raise AssertionError(errors)
-
-
-__all__ = ["Emit", "Service"]
