@@ -229,7 +229,7 @@ def test_delivered_rows_are_the_first_to_go_at_the_bound(disk_queue: DiskQueue) 
 def test_the_ledger_is_bounded_and_its_numbers_are_exact(
     disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.disk_queue._LOSSES_MAX", 20)
+    monkeypatch.setattr("bridge.disk_queue.queue._LOSSES_MAX", 20)
     store = make_store(max_messages=1, overflow="drop-oldest")
     for n in range(30):
         put(disk_queue, store, *[arrival(b'{"prediction_id":"%d-%d"}' % (n, i)) for i in range(150)])

@@ -1,0 +1,48 @@
+"""The disk queue: persist-queue's `SQLiteAckQueue`, made to take many rows in one transaction and to survive.
+
+This is the one place that knows persist-queue and sqlite3. It is synchronous and belongs to one thread (the disk
+thread). It never encodes, uploads, confirms or waits, and it never unpickles.
+
+The format, whole
+-----------------
+`data.db` in the queue's folder, SQLite in WAL mode. persist-queue's table holds one row a message:
+
+    ack_queue_default   _id        INTEGER PRIMARY KEY AUTOINCREMENT   order of arrival
+                        data       BLOB     the message, a CloudEvent in JSON, byte for byte what is uploaded
+                        timestamp  FLOAT    when it was received, seconds since 1970
+                        status     INTEGER  0, 1 ready · 2 taken (only by the stock library) · 5 delivered · 9 dead
+      added by us:      crc        INTEGER  CRC-32 of data; NULL = written by the stock library
+                        packet_id  INTEGER  MQTT packet id it came with; tells a redelivery from a new message
+                        event_id   TEXT     the producer's own id, if it has one; finds duplicates
+                        settled_at FLOAT    when it became delivered or dead
+
+    edge_state          one row: how many are waiting, delivered, dead. Written in the transaction that changes
+                        them, so they are right after any crash and nothing is counted at start.
+    edge_batch          (first_id, last_id) of the batches in flight, so that after a restart the same rows leave
+                        together again, under the same idempotency key. Written with the next change that is
+                        written anyway: until then nothing else was written, and taking again gives the same rows.
+    edge_dead           why a row is dead: reason, HTTP status, attempts, time, excerpt of the answer
+    edge_loss           the loss ledger: what was refused, dropped or died, in the transaction that gave it up
+    edge_note           what a later start must know (key, value)
+
+    ready index         the rows with status < 2: taking costs the same behind a million delivered rows
+    settled index       the delivered and dead rows: what housekeeping deletes, and counts at start
+    stray index         the rows the stock library touched (no crc, or settled without a time); normally empty, so
+                        one look tells at start whether somebody else used the file, and only then it is counted
+
+"Taken" lives in memory: a taken row has status 0 on disk, so after any crash it is ready again by itself.
+
+Holds I3 (a row is in exactly one of ready, taken, delivered, dead), I4 (after a restart every taken row is ready),
+I9 (the ledger is written before, that is with, the loss) and the disk's half of I1: when `transaction()` is left
+without an exception, the rows are on the medium (durability `power`: synchronous=FULL; `crash`: NORMAL).
+"""
+
+from __future__ import annotations
+
+from bridge.disk_queue.file import FILE_NAME, Durability
+from bridge.disk_queue.lock import FolderLock
+from bridge.disk_queue.queue import DiskQueue
+from bridge.disk_queue.rows import Counts, Loss, NewRow
+from bridge.disk_queue.serializer import serializer
+
+__all__ = ["FILE_NAME", "Counts", "DiskQueue", "Durability", "FolderLock", "Loss", "NewRow", "serializer"]

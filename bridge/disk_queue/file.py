@@ -1,0 +1,101 @@
+"""The file before it is a queue: made private, foreign ones refused, its pragmas set and asserted, its tables."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+from typing import Any, Literal
+
+from bridge.errors import QueueUnusableError
+
+FILE_NAME = "data.db"
+APPLICATION_ID = 0x45444742  # "EDGB" in the header of the file: tells it from another program's database
+FORMAT_VERSION = 1  # PRAGMA user_version; 0 is the stock library's
+
+Durability = Literal["power", "crash"]
+
+SCHEMA = """
+CREATE INDEX IF NOT EXISTS edge_ready ON ack_queue_default (_id) WHERE status < 2;
+CREATE INDEX IF NOT EXISTS edge_settled ON ack_queue_default (status, _id) WHERE status >= 5;
+CREATE INDEX IF NOT EXISTS edge_stray ON ack_queue_default (_id)
+    WHERE crc IS NULL OR (status >= 2 AND settled_at IS NULL);
+CREATE INDEX IF NOT EXISTS edge_event ON ack_queue_default (event_id) WHERE event_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS edge_state (one INTEGER PRIMARY KEY CHECK (one = 1), waiting INTEGER NOT NULL,
+    delivered INTEGER NOT NULL, dead INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS edge_batch (first_id INTEGER PRIMARY KEY, last_id INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS edge_dead (row_id INTEGER PRIMARY KEY, reason TEXT NOT NULL, status_code INTEGER,
+    attempts INTEGER NOT NULL, at FLOAT NOT NULL, excerpt TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS edge_loss (loss_id INTEGER PRIMARY KEY AUTOINCREMENT, at FLOAT NOT NULL,
+    reason TEXT NOT NULL, messages INTEGER NOT NULL, topic TEXT, event_ids TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS edge_note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+ADDED_COLUMNS = {"crc": "INTEGER", "packet_id": "INTEGER", "event_id": "TEXT", "settled_at": "FLOAT"}
+STOCK_COLUMNS = {"_id", "data", "timestamp", "status"}
+
+
+def make_private(file: Path) -> None:
+    """Create the file for this user alone; SQLite gives -wal the same mode, and syncs the folder for -wal only."""
+    is_new = not file.exists()
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise QueueUnusableError(
+                f"{file} is not a regular file", "move it away, or set queue.path to another folder"
+            )
+    finally:
+        os.close(descriptor)
+    if is_new:
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:
+    """Leave another program's database alone, and a newer bridge's."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
+    is_table = connection.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'ack_queue_default'"
+    ).fetchone()
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(ack_queue_default)")}
+    if tables and not (is_table and columns >= STOCK_COLUMNS):
+        raise QueueUnusableError(
+            f"{file} is a database of another program (its tables: {', '.join(sorted(tables)[:5])})",
+            "nothing was changed; move it away, or set queue.path to another folder",
+        )
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > FORMAT_VERSION:
+        raise QueueUnusableError(
+            f"{file} was written by a newer edge-bridge (format {version}, this one knows {FORMAT_VERSION})",
+            "nothing was changed; install that version again, or drain the queue with it first",
+        )
+
+
+def set_pragmas(connection: sqlite3.Connection, durability: Durability) -> None:
+    """Set and assert what the promises stand on; SQLite ignores what it cannot do without a word.
+
+    auto_vacuum counts only before the first table; locking_mode before WAL, so that no -shm file and no second
+    connection can be; synchronous FULL (2) syncs the WAL at every commit, NORMAL (1) only at checkpoints.
+    """
+    wanted: list[tuple[str, Any, Any]] = [
+        ("auto_vacuum", "INCREMENTAL", None),
+        ("journal_mode", "WAL", "wal"),
+        ("synchronous", "FULL" if durability == "power" else "NORMAL", 2 if durability == "power" else 1),
+        ("locking_mode", "EXCLUSIVE", "exclusive"),
+        ("wal_autocheckpoint", 4000, 4000),  # pages: 16 MiB of WAL before it is written back
+        ("journal_size_limit", 32 << 20, 32 << 20),
+        ("cache_size", -8192, -8192),  # KiB
+        ("temp_store", "MEMORY", 2),
+        ("trusted_schema", "OFF", 0),
+        ("cell_size_check", "ON", 1),
+    ]
+    for name, value, answer in wanted:
+        connection.execute(f"PRAGMA {name} = {value}").fetchall()
+        got = connection.execute(f"PRAGMA {name}").fetchone()[0]
+        if answer is not None and got != answer:
+            raise QueueUnusableError(
+                f"SQLite cannot set {name} to {value} here (it says {got})",
+                "the queue needs a local file system with POSIX locks; set queue.path to one",
+            )

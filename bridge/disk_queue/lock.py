@@ -1,0 +1,48 @@
+"""The lock of the queue's folder: one process at a time, and the next one hears whose it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from bridge.disk_queue.file import FILE_NAME
+from bridge.errors import QueueInUseError, QueueUnusableError
+
+LOCK_NAME = "bridge.lock"
+
+
+class FolderLock:
+    """The lock of a queue's folder: held by one process, released by the kernel when that dies.
+
+    Take it before MQTT: two clients with one client id throw each other out for ever. Raises QueueInUseError with
+    the holder's pid, QueueUnusableError if the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if all(path.name.startswith((FILE_NAME, LOCK_NAME)) for path in folder.iterdir()):
+                with suppress(PermissionError):  # a volume that belongs to somebody else, and we may write to it
+                    folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
+            self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.fchmod(self._fd, 0o600)  # also one that was there before
+        except OSError as error:
+            raise QueueUnusableError(
+                f"the queue folder {folder} cannot be used: {error.strerror}",
+                "make it a folder that this user may write to, or set queue.path to another one",
+            ) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.pread(self._fd, 20, 0).strip()
+            os.close(self._fd)
+            raise QueueInUseError(str(folder), int(pid) if pid.isdigit() else None) from error
+        os.ftruncate(self._fd, 0)
+        with suppress(OSError):  # a full disk: the lock holds without saying whose it is
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give the folder back."""
+        os.close(self._fd)

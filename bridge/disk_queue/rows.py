@@ -1,0 +1,83 @@
+"""The values of the queue: rows to store, the state in memory, losses, counts, spans of row ids. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+READY, DELIVERED, DEAD = 0, 5, 9  # persist-queue's status codes
+
+
+class NewRow(NamedTuple):
+    """What is to be stored of one message."""
+
+    data: bytes
+    received_at: float
+    packet_id: int | None = None
+    event_id: str | None = None
+
+
+class Loss(NamedTuple):
+    """One entry of the loss ledger: messages that are gone, which, and why."""
+
+    reason: str
+    messages: int
+    topic: str | None
+    event_ids: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class Counts(NamedTuple):
+    """How many rows are in each state, and what they take up on disk. O(1), exact after any crash."""
+
+    ready: int
+    taken: int
+    delivered: int
+    dead: int
+    size_bytes: int
+
+
+class Span(NamedTuple):
+    """Rows that left together: ids from first to last; `ids` are those not settled yet."""
+
+    first: int
+    last: int
+    ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the queue knows in memory. A rolled back transaction just takes the old value again."""
+
+    waiting: int  # ready or taken
+    delivered: int
+    dead: int
+    cursor: int = 0  # every waiting row up to here is in a span of `flying` or `returned`
+    flying: tuple[Span, ...] = ()
+    returned: tuple[tuple[int, int], ...] = ()  # spans to take again before new rows
+
+    @property
+    def taken(self) -> int:
+        return sum(len(span.ids) for span in self.flying)
+
+
+def runs(row_ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the ids as spans without gaps: 1, 2, 3, 7 → (1, 3), (7, 7)."""
+    ordered = sorted(row_ids)
+    start = 0
+    for i in range(1, len(ordered) + 1):
+        if i == len(ordered) or ordered[i] != ordered[i - 1] + 1:
+            yield ordered[start], ordered[i - 1]
+            start = i
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return the spans in order, those that overlap as one; neighbours stay apart, for they left apart."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
