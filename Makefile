@@ -22,8 +22,9 @@ setup: ## .venv with the locked dependencies, and Mosquitto where it is missing
 demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 	@$(BIN)/edge-bridge demo $(ARGS)
 
+# Two workers: the tests mostly wait. Each file stays with one worker, so nothing within it runs side by side.
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .
