@@ -152,7 +152,6 @@ class Broker:
         self._thread_id = threading.get_ident()
         self.epoch = 0
         self.connected = False
-        self.stale_confirms = 0
         self._answered, self.subscribed = asyncio.Event(), asyncio.Event()
         self._connects = 0
         self._reading_paused = False
@@ -171,7 +170,6 @@ class Broker:
         A confirmation that crossed a reconnect could confirm a different message under the same packet id.
         """
         if epoch != self.epoch or not self.connected:
-            self.stale_confirms += len(packet_ids)
             return False
         if self._fast:
             self._client._packet_queue(paho.PUBACK, pubacks(packet_ids), 0, 0)  # noqa: SLF001 - see lane_fits()

@@ -69,6 +69,13 @@ class ConflictSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """Messages were stored and not confirmed, for the connection they came on had ended: they come again."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """Publishes were not taken (too large, ...), confirmed and written in the loss ledger."""
 
@@ -164,6 +171,7 @@ Event = (
     | Received
     | Stored
     | ConflictSeen
+    | Withheld
     | Refused
     | Dropped
     | DiskTroubled

@@ -29,6 +29,7 @@ from bridge.events import (
     Received,
     Refused,
     Stored,
+    Withheld,
 )
 from bridge.message import ID_CHARACTERS_MAX, Publish, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
@@ -136,7 +137,7 @@ class Intake:
         is_json, value = parse_json(payload)
         what = tail(payload, is_json=is_json, content_type=message.content_type)
         user_id = message.user_id if len(message.user_id or "") <= ID_CHARACTERS_MAX else None
-        held_bytes = len(what) + 2 * len(message.topic)
+        held_bytes = _held_bytes(what, message.topic)
         self._pending_bytes += held_bytes
         self._held_bytes += held_bytes
         return Arrival(
@@ -167,10 +168,15 @@ class Intake:
             self._pending, self._pending_bytes = [], 0
 
     def _forget_stale(self) -> None:
-        """Give up groups of lost connections if too much is held: they were not confirmed, so they come again."""
+        """Give up groups of lost connections if too much is held: they were not confirmed, so they come again.
+
+        What came at QoS 0 (no packet id) would not come again, so it stays, however much that is.
+        """
         if self._held_bytes > _HELD_BYTES_MAX:
+            kept = [group for group in map(_without_redelivery, self._closed_groups) if group.items]
             self._held_bytes -= sum(group.held_bytes for group in self._closed_groups)
-            self._closed_groups.clear()
+            self._held_bytes += sum(group.held_bytes for group in kept)
+            self._closed_groups = kept
 
     def _fresh_id(self) -> str:
         # One random start a process and then counted on: unique, and cheaper than 74 new random bits a message.
@@ -222,8 +228,8 @@ class Intake:
 
     def _confirm(self, group: Group) -> None:
         packet_ids = [item.packet_id for item in group.items if item.packet_id]
-        if packet_ids and self.source:
-            self.source.confirm(packet_ids, group.epoch)
+        if packet_ids and self.source and not self.source.confirm(packet_ids, group.epoch):
+            self._emit(Withheld(len(packet_ids)))
         self._held_bytes -= group.held_bytes
         if self._holds_back and self._held_bytes < _HELD_BYTES_MAX // 2 and self.source:
             self._holds_back = False  # only what intake itself paused: at the end the service pauses for good
@@ -243,11 +249,23 @@ class Intake:
             self._emit(Dropped(outcome.dropped, outcome.reason))
 
 
+def _held_bytes(tail: bytes, topic: str) -> int:
+    return len(tail) + 2 * len(topic)
+
+
 def _cut(group: Group, messages_max: int) -> list[Group]:
     """Divide a group that is larger than a bound of the queue: it would never fit as a whole."""
     parts = [group.items[at : at + messages_max] for at in range(0, len(group.items), messages_max)]
     held = [group.held_bytes, *[0] * (len(parts) - 1)][::-1]  # given back with the last part
     return [Group(group.epoch, part, held_bytes) for part, held_bytes in zip(parts, held, strict=True)]
+
+
+def _without_redelivery(group: Group) -> Group:
+    """Return what is left of a group if all that the broker will send again is given up."""
+    left = [item for item in group.items if not item.packet_id]
+    return Group(
+        group.epoch, left, sum(_held_bytes(item.tail, item.topic) for item in left if isinstance(item, Arrival))
+    )
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

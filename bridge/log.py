@@ -43,6 +43,7 @@ from bridge.events import (
     Stored,
     SubscriptionGranted,
     SubscriptionRefused,
+    Withheld,
 )
 
 REMIND_SECONDS = 600.0
@@ -67,7 +68,6 @@ class _Fault:
     """What a part suffers from now: the latest error, how often, and what the log has said about it."""
 
     since: float
-    told_at: float = float("-inf")
     level: int = logging.WARNING
     message: str = ""
     times: int = 0
@@ -83,6 +83,7 @@ class _Part:
     fault: _Fault | None = None
     broken_since: float = 0.0
     told_broken: bool | None = None
+    told_at: float = float("-inf")
     told_changes: deque[float] = field(default_factory=lambda: deque(maxlen=CHANGES_MAX))
 
 
@@ -118,7 +119,7 @@ class FaultLog:
                 yield from self._broken("disk", logging.ERROR, what, reason)
             case DiskRecovered():
                 yield from self._works("disk", "the disk takes messages")
-            case ConflictSeen() | Refused() | Dropped() | Died():
+            case ConflictSeen() | Withheld() | Refused() | Dropped() | Died():
                 yield from self._message_lines(event)
             case QueueCounted():  # comes every status interval, so it is the tick for what is due
                 yield from self._due()
@@ -159,11 +160,14 @@ class FaultLog:
                 what = "uploading is paused until the cloud accepts us, the queue keeps the messages"
                 yield from self._broken("cloud", logging.ERROR, what, error)
 
-    def _message_lines(self, event: ConflictSeen | Refused | Dropped | Died) -> Iterator[Line]:
+    def _message_lines(self, event: ConflictSeen | Withheld | Refused | Dropped | Died) -> Iterator[Line]:
         match event:
             case ConflictSeen(topic, event_id):
                 what = f'a producer on "{topic}" uses an id for different messages, such as "{event_id}"; all are kept'
                 yield from self._once(what, subject=f"conflict {topic}")
+            case Withheld(messages):
+                what = "stored, but not confirmed: their connection had ended; the broker sends them again"
+                yield from self._tally(logging.WARNING, what, messages)
             case Refused(messages, topic, reason):
                 what = f"refused, they are in the loss ledger: {reason}"
                 yield from self._tally(logging.WARNING, what, messages, f', such as one on "{topic}"')
@@ -195,7 +199,7 @@ class FaultLog:
     def _tell_fault(self, part: _Part, fault: _Fault) -> Iterator[Line]:
         if not self._has_room(part):
             return
-        fault.told_at = self._monotonic()
+        part.told_at = self._monotonic()
         fault.told_errors.add(fault.message)
         part.told_broken = True
         yield Line(fault.level, fault.message, {"part": part.name, "broken": True, "times": fault.times})
@@ -224,8 +228,8 @@ class FaultLog:
                 yield from self._tell_works(part)
         elif part.told_broken is not True:
             yield from self._tell_fault(part, fault)
-        elif now - fault.told_at >= REMIND_SECONDS:
-            fault.told_at = now
+        elif now - part.told_at >= REMIND_SECONDS:
+            part.told_at = now
             still = f"still, for {span(now - fault.since)} and {fault.times} times: {fault.message}"
             yield Line(fault.level, still, {"part": part.name, "broken": True, "times": fault.times})
 

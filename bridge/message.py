@@ -144,6 +144,12 @@ def split(data: bytes) -> tuple[bytes, bytes]:
     return (data[:at], data[at:]) if at >= 0 else (data, b"")
 
 
+def reads_as_ours(data: bytes) -> bool:
+    """Tell at a glance whether the bytes are in the layout that `event_id` and `payload_json` read without parsing."""
+    has_payload = _JSON_TAIL in data or b',"data_base64":"' in data
+    return has_payload and data.startswith(_HEAD) and b'","source":' in data and data.endswith(b"}")
+
+
 def event_id(data: bytes) -> str:
     """Return the id of a stored event."""
     if not data.startswith(_HEAD):
@@ -181,7 +187,7 @@ def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -
     if isinstance(value, dict) and value.get("specversion") == "1.0" and isinstance(value.get("id"), str):
         line = stored.replace(b"\n", b" ").replace(b"\r", b" ").strip()
         # The space keeps what only resembles our layout from being read by it; it is parsed instead.
-        return line if _is_ours(line, value) else b"{ " + line[1:]
+        return line if _is_ours(line, value) else b"{ " + line[1:].lstrip()
     time = datetime.fromtimestamp(received_at or 0.0, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     event_id = uuid7(int((received_at or 0.0) * 1000), random_74_bits)
     return head(event_id, head_middle(source, "imported"), time) + tail(stored, is_json=True)

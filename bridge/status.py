@@ -39,6 +39,7 @@ from bridge.events import (
     Stored,
     SubscriptionGranted,
     SubscriptionRefused,
+    Withheld,
 )
 
 Leaf = str | int | float | bool | None
@@ -91,6 +92,7 @@ class Broker:
 
     connected: bool = False
     reconnects: int = 0
+    stale_confirms: int = 0
     error: str = "starting"
     grievances: tuple[tuple[str, str], ...] = ()
 
@@ -190,7 +192,9 @@ class Status:
                 return replace(self, broker=replace(self.broker, connected=True, reconnects=reconnects, error=""))
             case BrokerLost(error=error):
                 # grievances go with the connection: each filter is answered for again on the next one
-                return replace(self, broker=Broker(reconnects=self.broker.reconnects, error=_one_line(error)))
+                return replace(
+                    self, broker=replace(self.broker, connected=False, error=_one_line(error), grievances=())
+                )
             case SubscriptionRefused(topic_filter=topic_filter, reason=reason):
                 return replace(self, broker=self.broker.refused(topic_filter, f"refused: {_one_line(reason)}"))
             case SubscriptionGranted(topic_filter=topic_filter, qos=qos, wanted_qos=wanted) if qos < wanted:
@@ -218,6 +222,9 @@ class Status:
                 return self._count(dead=dead)
             case Dropped(messages=dropped):
                 return self._count(dropped=dropped)
+            case Withheld(messages=messages):
+                stale_confirms = self.broker.stale_confirms + messages
+                return replace(self, broker=replace(self.broker, stale_confirms=stale_confirms))
             case Refused(messages=refused):
                 return self._count(refused=refused)
             case ConflictSeen():
@@ -315,7 +322,7 @@ def tree(status: Status, now: Now) -> Tree:
     """Return the status object: exactly what docs/status.schema.json describes, in the order it is shown."""
     return {
         **_header(status, now),
-        "broker": {"connected": status.broker.connected, "reconnects": status.broker.reconnects},
+        "broker": {name: getattr(status.broker, name) for name in ("connected", "reconnects", "stale_confirms")},
         "cloud": _cloud_tree(status.cloud, now),
         "queue": _queue_tree(status),
         "messages": {name: getattr(status.messages, name) for name in Messages.__slots__},

@@ -30,7 +30,7 @@ from bridge.disk_queue.file import (
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, Loss, NewRow, Span, State, merged, runs
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import QueueDamagedError
-from bridge.message import DeadRow, Row, event_id
+from bridge.message import DeadRow, Row, event_id, reads_as_ours
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
@@ -224,11 +224,16 @@ class DiskQueue(SQLiteAckQueue):
 
     def _checked(self, row_id: int, data: bytes | None, crc: Any, received_at: Any) -> Row | DeadRow:
         if crc is not None and data is not None:
-            return Row(row_id, data) if zlib.crc32(data) == crc else DeadRow(row_id, "crc")
+            if zlib.crc32(data) != crc:
+                return DeadRow(row_id, "crc")
+            if reads_as_ours(data):
+                return Row(row_id, data)
         is_time = isinstance(received_at, (int, float)) and 0 <= received_at < _TIME_MAX
         event = None if data is None else self._adopt(data, float(received_at) if is_time else 0.0)
         if event is None:
             return DeadRow(row_id, "undecodable")
+        if event == data and crc is not None:
+            return Row(row_id, event)
         self._conn.execute(
             "UPDATE ack_queue_default SET data = ?, crc = ? WHERE _id = ?", (event, zlib.crc32(event), row_id)
         )

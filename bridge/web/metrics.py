@@ -90,6 +90,12 @@ METRICS = (
     _gauge("uptime_seconds", "Seconds since the process started.", _one("uptime_seconds")),
     _gauge("broker_connected", "1 while the MQTT broker is connected.", _one("broker", "connected")),
     Metric("edge_bridge_broker_reconnects_total", "counter", "Reconnects to the broker.", _one("broker", "reconnects")),
+    Metric(
+        "edge_bridge_broker_stale_confirms_total",
+        "counter",
+        "Messages stored but not confirmed, for their connection had ended; they come again.",
+        _one("broker", "stale_confirms"),
+    ),
     _gauge("cloud_state", "1 for the state the destination is in.", _member(CloudState, "cloud", "state")),
     _gauge(
         "cloud_last_success_timestamp_seconds",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import zlib
 from pathlib import Path
+
+import pytest
 
 from tests.harness import wait_until
 from tests.harness.cloud import answer
@@ -34,12 +37,15 @@ ODD_VALUES = (
 )
 
 
-def insert(stage: CloudStage, *rows: object) -> None:
-    """Insert rows into the stopped queue as somebody with a SQLite shell would."""
+def insert(stage: CloudStage, *rows: object, checksums: bool) -> None:
+    """Insert rows into the stopped queue as somebody with a SQLite shell would, or one who knows of our checksum."""
     with stage.database() as connection:
         connection.executemany(
-            "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (?, 1700000000, ?)",
-            [(row, number % 2) for number, row in enumerate(rows)],
+            "INSERT INTO ack_queue_default (data, timestamp, status, crc) VALUES (?, 1700000000, ?, ?)",
+            [
+                (row, number % 2, zlib.crc32(row) if checksums and isinstance(row, bytes) else None)
+                for number, row in enumerate(rows)
+            ],
         )
 
 
@@ -53,14 +59,17 @@ def queue_counts(stage: CloudStage) -> tuple[int, int, int]:
     return queue["delivered"], queue["dead"], queue["ready"] + queue["taken"]
 
 
-def test_rows_that_cannot_be_decoded_die_once_and_all_others_flow(tmp_path: Path, mosquitto: Mosquitto) -> None:
+@pytest.mark.parametrize("checksums", [False, True])
+def test_rows_that_cannot_be_decoded_die_once_and_all_others_flow(
+    tmp_path: Path, mosquitto: Mosquitto, checksums: bool
+) -> None:
     """Also I9: the loss ledger has each of them once, over restarts too."""
     alive, dead = 20 + len(FROM_ELSEWHERE), len(UNDECODABLE)
     with on_stage(tmp_path, mosquitto, answer(401)) as stage:
         stage.publish_numbered(20)
         stage.wait_stored(20)
         stage.stop()
-        insert(stage, *UNDECODABLE.values(), *FROM_ELSEWHERE)
+        insert(stage, *UNDECODABLE.values(), *FROM_ELSEWHERE, checksums=checksums)
         stage.cloud.always()
         for _ in range(2):
             stage.start()

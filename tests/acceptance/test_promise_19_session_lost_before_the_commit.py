@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from tests.harness import wait_until
+from tests.harness.bridge import StatusReader
 from tests.harness.ledger import audit
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.packets import PUBACK, packets
@@ -52,6 +53,8 @@ def test_a_commit_that_outlives_its_session_confirms_nothing_and_all_comes_again
         gate.let_through()  # the commit of the earlier ones, whose packet ids are now those of the later ones
         wait_until(lambda: bridge.stderr.count("at the gate") == 2, what="the next commit has begun")
         assert [confirmations(sent) for sent in intake_connections(proxy)] == [0, 0]
+        with StatusReader(bridge.settings) as status:  # the alarm counter
+            wait_until(lambda: (status.whole or {}).get("broker", {}).get("stale_confirms") == MESSAGES, what="counted")
         bridge.kill()
         stage.launch()
         stage.drain()

@@ -14,7 +14,7 @@ from bridge.admission import Group, Outcome
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
-from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Refused, Stored
+from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Refused, Stored, Withheld
 from bridge.intake import Intake
 from bridge.message import Publish
 from bridge.wire import TooLarge
@@ -64,8 +64,11 @@ class FakeBroker:
     def __init__(self) -> None:
         self.confirmed: list[tuple[list[int], int]] = []
         self.paused = False
+        self.epoch: int | None = None  # None: whatever they came on still stands
 
     def confirm(self, packet_ids: list[int], epoch: int) -> bool:
+        if self.epoch not in (None, epoch):
+            return False
         self.confirmed.append((packet_ids, epoch))
         return True
 
@@ -178,6 +181,34 @@ async def test_qos_0_messages_are_stored_and_not_confirmed() -> None:
         await asyncio.wait_for(bench.intake.drained(), 1)
     assert bench.broker.confirmed == []
     assert [len(group.items) for group in bench.store.groups] == [2]
+
+
+async def test_what_was_stored_after_its_connection_ended_is_counted_and_not_confirmed() -> None:
+    bench = Bench(linger_ms=0)
+    bench.broker.epoch = 8
+    async with running(bench):
+        bench.intake.receive(publishes(1, 2), 7)
+        bench.intake.receive(publishes(1), 8)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([1], 8)]
+    assert bench.saw(Withheld) == [Withheld(2)]
+
+
+async def test_a_reconnect_with_much_in_hand_gives_up_what_comes_again_and_keeps_what_does_not() -> None:
+    bench = Bench(linger_ms=0, max_payload_bytes=10_000_000)
+    large = b'"%b"' % (b"x" * 9_000_000)
+    bench.disk.open.clear()
+    async with running(bench):
+        bench.intake.receive(publishes(1, 0, 2, payload=large), 7)
+        bench.intake.receive(publishes(1, 2), 9)
+        bench.disk.open.set()
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert [(group.epoch, [item.packet_id for item in group.items]) for group in bench.store.groups] == [
+        (7, [0]),
+        (9, [1, 2]),
+    ]
+    assert not bench.broker.paused
+    assert bench.intake._held_bytes == 0
 
 
 async def test_reading_pauses_while_too_much_is_held_and_resumes_when_it_is_stored() -> None:

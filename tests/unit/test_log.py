@@ -108,6 +108,12 @@ def test_the_log_says_in_the_end_how_it_is_even_after_a_flood(ends_broken: bool)
     assert log.lines[-1].fields["broken"] is ends_broken
 
 
+def test_no_reminder_comes_before_its_time_however_quickly_a_link_comes_and_goes() -> None:
+    log = Recorder()
+    lines = log.see(BrokerConnected(True, 1), BrokerLost("reset", 1.0), times=100)
+    assert [line.message for line in lines if line.message.startswith("still")] == []
+
+
 def test_parts_fail_independently() -> None:
     log = Recorder()
     lines = log.see(BrokerLost("x", 1.0), FAILED, DiskTroubled("full", "no space"), SubscriptionRefused("a/#", "acl"))

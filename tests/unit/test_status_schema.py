@@ -37,6 +37,7 @@ any_event = st.one_of(
     st.builds(events.Refused, counts, texts, texts),
     st.builds(events.Dropped, counts, texts),
     st.builds(events.DiskTroubled, st.sampled_from(["full", "stalled"]), texts),
+    st.builds(events.Withheld, counts),
     st.builds(events.DiskRecovered),
     st.builds(events.Delivered, counts, seconds),
     st.builds(events.Died, counts, texts, st.none() | st.integers(100, 599)),
