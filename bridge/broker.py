@@ -32,6 +32,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from bridge.backoff import delay_seconds
 from bridge.errors import FaultError, OperatorError
 from bridge.events import BrokerConnected, BrokerLost, Emit, SubscriptionGranted, SubscriptionRefused
+from bridge.liveness import IDLE
 from bridge.message import Publish
 from bridge.status import Will
 from bridge.wire import Item, MalformedError, Splitter, TooLarge, pubacks
@@ -43,6 +44,7 @@ _READ_BYTES = 256 * 1024
 _READS_IN_A_ROW = 4  # then the loop's other tasks have their turn
 _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS = 0.5, 20.0  # promise 18: back within 30 s
 _CONNECT_SECONDS = 5.0  # for DNS, TCP and TLS, and again for the broker's CONNACK
+_RESOLVE_SECONDS = 60.0  # what a connect may take without being a hang: a resolver alone needs 30 s for one name
 _FAREWELL_SECONDS = 1.0  # for the broker to close the connection after our DISCONNECT
 _UNSENT_PACKETS_MAX = 1000  # status publishes above this wait for the next round instead of piling up
 
@@ -160,6 +162,7 @@ class Broker:
         self._arrived: list[Publish | TooLarge] = []
         self._lost: asyncio.Future[str] = self._loop.create_future()
         self._refusal = ""
+        self.due = IDLE  # when `run` moves again, on the monotonic clock
         self._client = self._make_client(client_id, will)
 
     # --- what the flows ask ------------------------------------------------------------------------------------
@@ -214,17 +217,20 @@ class Broker:
             retry_seconds = delay_seconds(attempt, self._random(), _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS)
             attempt += 1
             self._emit(BrokerLost(error, retry_seconds))
+            self.due = time.monotonic() + retry_seconds
             await asyncio.sleep(retry_seconds)
 
     async def connect(self) -> str:
         """Make one connection, up to the CONNACK; returns "" or why it could not be made."""
         self.epoch += 1
+        self.due = time.monotonic() + _RESOLVE_SECONDS
         self._refusal = ""
         self._lost = self._loop.create_future()
         try:
             await asyncio.to_thread(self._client.reconnect)
         except (OSError, ValueError) as error:  # ValueError: a certificate for another host
             return f"cannot connect to {self._where()}: {_words(error)}"
+        self.due = time.monotonic() + _CONNECT_SECONDS
         self._fd = self._client.socket().fileno()  # type: ignore[union-attr] # just connected
         self._splitter = Splitter(mqtt5=self._mqtt5, payload_bytes_max=self._payload_bytes_max)
         self._loop.add_reader(self._fd, self._guarded, self._on_readable)
@@ -249,6 +255,7 @@ class Broker:
     async def hold(self) -> str:
         """Keep the connection until it is lost; returns why."""
         while not self._lost.done():
+            self.due = time.monotonic() + 1.0
             await asyncio.wait([self._lost], timeout=1.0)
             if self._reading_paused:
                 # No answer to a ping can be seen now, so its absence means nothing; the broker must see pings still.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
+from bridge.liveness import IDLE
 from bridge.message import DeadRow, Row
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class DiskThread:
         self._maybe_ready = asyncio.Event()
         self._maybe_ready.set()
         self._group_started_at: float | None = None
+        self._unanswered, self._moved_at = 0, time.monotonic()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="disk", daemon=True)
         self._thread.start()
@@ -53,6 +55,9 @@ class DiskThread:
     def run(self, verb: Verb[T]) -> asyncio.Future[T]:
         """Run a verb in the next transaction; the result comes after its commit. Verbs run in the order asked."""
         answer: asyncio.Future[T] = self._loop.create_future()
+        if not self._unanswered:
+            self._moved_at = time.monotonic()
+        self._unanswered += 1
         self._inbox.put(_Job(verb, answer))
         return answer
 
@@ -94,6 +99,10 @@ class DiskThread:
         """Return how long the group being written has been under way; 0 if none is."""
         started_at = self._group_started_at
         return 0.0 if started_at is None else time.monotonic() - started_at
+
+    def due(self) -> float:
+        """Return since when the thread owes an answer: from the first question or the last answer on."""
+        return self._moved_at if self._unanswered else IDLE
 
     def close(self) -> None:
         """Finish what was asked, then end the thread and close the file. Blocks for that long."""
@@ -152,14 +161,15 @@ class DiskThread:
                 break
 
     def _answer(self, answers: list[tuple[_Job, Any, BaseException | None]]) -> None:
-        self._loop.call_soon_threadsafe(_settle, answers)
+        self._loop.call_soon_threadsafe(self._settle, answers)
 
-
-def _settle(answers: list[tuple[_Job, Any, BaseException | None]]) -> None:
-    for job, result, error in answers:
-        if job.answer.done():  # its asker was cancelled meanwhile
-            continue
-        if error is None:
-            job.answer.set_result(result)
-        else:
-            job.answer.set_exception(error)
+    def _settle(self, answers: list[tuple[_Job, Any, BaseException | None]]) -> None:
+        self._unanswered -= len(answers)
+        self._moved_at = time.monotonic()
+        for job, result, error in answers:
+            if job.answer.done():  # its asker was cancelled meanwhile
+                continue
+            if error is None:
+                job.answer.set_result(result)
+            else:
+                job.answer.set_exception(error)

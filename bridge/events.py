@@ -159,6 +159,18 @@ class QueueCounted:
 
 
 @dataclass(frozen=True, slots=True)
+class Hung:
+    """A part of the bridge is late, by its own word: the watchdog is not fed until `Moving`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """Every part moves again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The service is shutting down in order."""
 
@@ -182,6 +194,8 @@ Event = (
     | CloudFailed
     | CloudPaused
     | QueueCounted
+    | Hung
+    | Moving
     | Stopping
 )
 

@@ -25,6 +25,7 @@ from bridge.batch import Batch, Limits
 from bridge.config.settings import UploadSettings
 from bridge.errors import DiskFullError
 from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Died, Emit
+from bridge.liveness import IDLE
 from bridge.message import DeadRow, Row
 from bridge.verdict import Reply, judge
 
@@ -191,6 +192,10 @@ class Forwarder(Generic[PreparedT]):
             self.abandoned.set()
             await self._finished.wait()
 
+    def due(self) -> float:
+        """Return when the first lane moves again at the latest, on this forwarder's clock."""
+        return min(lane.due for lane in self._lanes)
+
     def probe_now(self) -> None:
         """Somebody changed something: if posting waits for the destination, try at once."""
         self.destination.hurry()
@@ -215,12 +220,15 @@ class _Lane(Generic[PreparedT]):
         self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
         self._ahead: tuple[Batch, PreparedT] | None = None
         self._is_drained = False
+        self.due = IDLE
 
     async def run(self) -> None:
         try:
             while not self._destination.stopping:
+                self._moves_within(0)
                 await self._step()
         finally:
+            self.due = IDLE
             if row_ids := self.agenda.row_ids:
                 await self._of.outbox.release(row_ids)
 
@@ -274,6 +282,7 @@ class _Lane(Generic[PreparedT]):
 
     async def _post(self, batch: Batch) -> Reply | None:
         """POST, and prepare the next batch meanwhile. None: the grace time ended first, nobody knows how it went."""
+        self._moves_within(2 * self._destination.settings.timeout_seconds)  # it may be asked twice (415)
         prepared = self._ahead[1] if self._ahead and self._ahead[0] == batch else None
         posting = asyncio.ensure_future(self._of.uploader.post(batch, prepared))
         abandoned = asyncio.ensure_future(self._of.abandoned.wait())
@@ -311,6 +320,7 @@ class _Lane(Generic[PreparedT]):
             except DiskFullError:
                 if self._destination.stopping:
                     return False
+                self._moves_within(DISK_RETRY_SECONDS)
                 await self._of.sleep(DISK_RETRY_SECONDS)
             else:
                 return True
@@ -319,6 +329,9 @@ class _Lane(Generic[PreparedT]):
 
     def _now(self) -> float:
         return self._destination.clock()
+
+    def _moves_within(self, seconds: float) -> None:
+        self.due = self._now() + seconds
 
     async def _wait(self, seconds: float | None, *others: Awaitable[object]) -> None:
         """Wait so long (None: without end), or for one of the others, or for a change at the destination."""
@@ -332,6 +345,7 @@ class _Lane(Generic[PreparedT]):
             if seconds is not None:
                 reasons.append(asyncio.ensure_future(self._of.sleep(seconds)))
             if not self._destination.stopping:
+                self._moves_within(IDLE if seconds is None else seconds)
                 await asyncio.wait({changed, *reasons}, return_when=asyncio.FIRST_COMPLETED)
             for reason in reasons:
                 if reason.done():

@@ -36,6 +36,8 @@ from bridge.events import (
     DiskTroubled,
     Dropped,
     Event,
+    Hung,
+    Moving,
     QueueCounted,
     Received,
     Refused,
@@ -113,12 +115,8 @@ class FaultLog:
                 yield from self._broker_lines(event)
             case CloudAnswered() | CloudFailed() | CloudPaused():
                 yield from self._cloud_lines(event)
-            case DiskTroubled(state, reason):
-                who = "queue is at its bound" if state == "blocked" else f"disk is {state}"
-                what = f"the {who}: messages are not confirmed until it takes them"
-                yield from self._broken("disk", logging.ERROR, what, reason)
-            case DiskRecovered():
-                yield from self._works("disk", "the disk takes messages")
+            case DiskTroubled() | DiskRecovered() | Hung() | Moving():
+                yield from self._own_lines(event)
             case ConflictSeen() | Withheld() | Refused() | Dropped() | Died():
                 yield from self._message_lines(event)
             case QueueCounted():  # comes every status interval, so it is the tick for what is due
@@ -159,6 +157,20 @@ class FaultLog:
             case CloudPaused(error):
                 what = "uploading is paused until the cloud accepts us, the queue keeps the messages"
                 yield from self._broken("cloud", logging.ERROR, what, error)
+
+    def _own_lines(self, event: DiskTroubled | DiskRecovered | Hung | Moving) -> Iterator[Line]:
+        match event:
+            case DiskTroubled(state, reason):
+                who = "queue is at its bound" if state == "blocked" else f"disk is {state}"
+                what = f"the {who}: messages are not confirmed until it takes them"
+                yield from self._broken("disk", logging.ERROR, what, reason)
+            case DiskRecovered():
+                yield from self._works("disk", "the disk takes messages")
+            case Hung(reason):
+                what = "a part hangs, the watchdog is not fed until it moves"
+                yield from self._broken("liveness", logging.ERROR, what, reason)
+            case Moving():
+                yield from self._works("liveness", "every part moves")
 
     def _message_lines(self, event: ConflictSeen | Withheld | Refused | Dropped | Died) -> Iterator[Line]:
         match event:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from bridge import __version__
+from bridge import __version__, liveness
 from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.disk_queue import DiskQueue, FolderLock
@@ -36,21 +36,26 @@ from bridge.events import (
     DiskTroubled,
     Dropped,
     Event,
+    Hung,
+    Moving,
     QueueCounted,
     Stopping,
 )
 from bridge.forwarder import Forwarder
 from bridge.intake import Intake
+from bridge.liveness import Pulse
 from bridge.log import EventLogger
 from bridge.message import adopt
 from bridge.status import Bounds, Status, leaf_will, object_will
+from bridge.supervisor import Supervisor
 from bridge.uploader import Uploader
 
 if TYPE_CHECKING:
-    from bridge.config import Settings
+    from bridge.config import Settings, Supervision
 
 _STALL_SECONDS = 5.0  # a commit that takes longer is reported; promise 6
 _TICK_SECONDS = 1.0
+_BEAT_SECONDS_MAX = 10.0  # between two looks at whether every part moves
 _FILTERS_NOTE = "topic_filters"
 
 log = logging.getLogger("bridge")
@@ -62,9 +67,11 @@ Reload = Callable[[], "Settings"]
 class Service:
     """The whole bridge. `run()` returns after an orderly stop and raises BridgeError after anything else."""
 
-    def __init__(self, settings: Settings, reload: Reload) -> None:
+    def __init__(self, settings: Settings, reload: Reload, supervision: Supervision) -> None:
         self._settings = settings
         self._reload = reload
+        self._supervisor = Supervisor(supervision.notify_socket)
+        self._hang_grace_seconds = supervision.watchdog_seconds or liveness.GRACE_SECONDS
         self._stop, self._hangup = asyncio.Event(), asyncio.Event()
         self._stopping = False
         self._source_name = f"edge/{settings.device_id}"
@@ -76,6 +83,7 @@ class Service:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
         async with AsyncExitStack() as stack:
+            stack.callback(self._supervisor.close)
             stack.enter_context(self._signals())
             lock = FolderLock(self._settings.queue.path)
             stack.callback(lock.release)
@@ -183,8 +191,10 @@ class Service:
                     "housekeeping": self._housekeep(),
                     "disk watch": self._watch_disk(),
                     "reload": self._reload_on_hangup(),
+                    "liveness": self._watch_parts(),
                 }.items()
             ]
+            self._supervisor.ready()
             await self._stop.wait()
             await self._stop_in_order()
             for task in tasks:
@@ -206,6 +216,7 @@ class Service:
 
     async def _stop_in_order(self) -> None:
         self._stopping = True
+        self._supervisor.stopping()
         grace_seconds = self._settings.shutdown_grace_seconds
         deadline = time.monotonic() + grace_seconds
         self._broker.pause_reading()
@@ -270,6 +281,21 @@ class Service:
                 stalled = False
                 self._emit(DiskRecovered())
 
+    async def _watch_parts(self) -> None:
+        """Feed the watchdog as long as every part moves when it said it would; the cloud has no say in it."""
+        while True:
+            pulses = (
+                Pulse("disk thread", self._disk.due()),
+                Pulse("connection to the broker", self._broker.due),
+                Pulse("uploader", self._forwarder.due()),
+            )
+            hang = liveness.hang(pulses, time.monotonic(), self._hang_grace_seconds)
+            if hang != self._board.status.hung:
+                self._emit(Hung(hang) if hang else Moving())
+            status = self._board.status
+            self._supervisor.beat(f"{status.state}: {status.reason}" if status.reason else status.state, alive=not hang)
+            await asyncio.sleep(min(self._hang_grace_seconds / 4, _BEAT_SECONDS_MAX))
+
     # --- small crossings ---------------------------------------------------------------------------------------
 
     def _emit(self, event: Event) -> None:
@@ -302,20 +328,25 @@ class Service:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            try:
-                settings = await asyncio.to_thread(self._reload)
-                await self._uploader.reload(settings.upload)
-            except ConfigError as error:
-                log.error("configuration not reloaded, going on as before: %s", "; ".join(error.problems))  # noqa: TRY400
-                continue
-            self._forwarder.reconfigure(settings.upload)
-            logging.getLogger("bridge").setLevel(settings.log.level.upper())
-            fixed = [
-                name
-                for name in type(settings).model_fields
-                if name not in ("upload", "log") and getattr(settings, name) != getattr(self._settings, name)
-            ]
-            log.info("configuration reloaded%s", f"; only a restart changes {', '.join(fixed)}" if fixed else "")
+            self._supervisor.reloading()
+            await self._reread()
+            self._supervisor.ready()
+
+    async def _reread(self) -> None:
+        try:
+            settings = await asyncio.to_thread(self._reload)
+            await self._uploader.reload(settings.upload)
+        except ConfigError as error:
+            log.error("configuration not reloaded, going on as before: %s", "; ".join(error.problems))  # noqa: TRY400
+            return
+        self._forwarder.reconfigure(settings.upload)
+        logging.getLogger("bridge").setLevel(settings.log.level.upper())
+        fixed = [
+            name
+            for name in type(settings).model_fields
+            if name not in ("upload", "log") and getattr(settings, name) != getattr(self._settings, name)
+        ]
+        log.info("configuration reloaded%s", f"; only a restart changes {', '.join(fixed)}" if fixed else "")
 
 
 async def _within(deadline: float, work: Awaitable[None]) -> None:

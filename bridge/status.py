@@ -32,6 +32,8 @@ from bridge.events import (
     DiskTroubled,
     Dropped,
     Event,
+    Hung,
+    Moving,
     QueueCounted,
     Received,
     Refused,
@@ -171,6 +173,7 @@ class Status:
     ticked: float
     bounds: Bounds = Bounds()
     stopping: bool = False
+    hung: str = ""
     broker: Broker = Broker()
     disk: Disk = Disk()
     cloud: Cloud = Cloud()
@@ -231,6 +234,10 @@ class Status:
                 return self  # counted by Stored; this one is for the log
             case QueueCounted():
                 return replace(self, queue=event)
+            case Hung(reason=reason):
+                return replace(self, hung=reason)
+            case Moving():
+                return replace(self, hung="")
             case Stopping():
                 return replace(self, stopping=True)
             case _:
@@ -277,7 +284,7 @@ class Status:
     def can_store(self) -> bool:
         """Whether a message that came now would be stored."""
         # A queue that a bound blocks is as it is meant to be; a restart, which liveness leads to, would not help.
-        return self.disk.state in ("fine", "blocked") and not self.stopping
+        return self.disk.state in ("fine", "blocked") and not self.stopping and not self.hung
 
     @property
     def headline(self) -> tuple[object, ...]:
@@ -285,6 +292,7 @@ class Status:
         nearly_full = _fullness(self) >= NEARLY_FULL
         return (
             self.stopping,
+            bool(self.hung),
             self.disk.state,
             self.broker.connected,
             self.broker.grievances,
@@ -294,6 +302,8 @@ class Status:
 
 
 def _storing_troubles(status: Status) -> Iterator[str]:
+    if status.hung:
+        yield status.hung
     if status.disk.state != "fine":
         yield f"disk {status.disk.state}: {status.disk.reason}"
     if not status.broker.connected:

@@ -8,6 +8,10 @@ import gc
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bridge.config import Settings
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -20,7 +24,7 @@ def execute(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from bridge import log
-    from bridge.config import load_from_environment
+    from bridge.config import load_from_environment, supervision_from_environment
     from bridge.service import Service
 
     loaded = load_from_environment(args.config)
@@ -29,7 +33,10 @@ def execute(args: argparse.Namespace) -> int:
     gc.freeze()  # what is loaded by now stays; the collector need not walk it again and again
 
     async def serve() -> None:
-        await Service(loaded.settings, lambda: load_from_environment(args.config).settings).run()
+        def reload() -> Settings:
+            return load_from_environment(args.config).settings
+
+        await Service(loaded.settings, reload, supervision_from_environment()).run()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve())

@@ -9,11 +9,13 @@ from __future__ import annotations
 from bridge.config.load import (
     Examined,
     Loaded,
+    Supervision,
     examine,
     examine_environment,
     load,
     load_from_environment,
     reread_secrets,
+    supervision_from_environment,
     wants_traceback,
 )
 from bridge.config.problems import KEYS, SECTIONS
@@ -45,6 +47,7 @@ __all__ = [
     "QueueSettings",
     "Settings",
     "StatusSettings",
+    "Supervision",
     "TlsSettings",
     "UploadSettings",
     "WebSettings",
@@ -53,5 +56,6 @@ __all__ = [
     "load",
     "load_from_environment",
     "reread_secrets",
+    "supervision_from_environment",
     "wants_traceback",
 ]

@@ -64,6 +64,13 @@ class Examined:
     problems: list[Problem]
 
 
+class Supervision(NamedTuple):
+    """Where a service manager wants to hear from us, and within which time at the latest it must."""
+
+    notify_socket: str | None
+    watchdog_seconds: float | None
+
+
 def load_from_environment(config_argument: Path | None, *, needs_upload: bool = True) -> Loaded:
     """Load what this process was started with; `config_argument` is the value of --config. Raises ConfigError.
 
@@ -75,6 +82,19 @@ def load_from_environment(config_argument: Path | None, *, needs_upload: bool = 
 def examine_environment(config_argument: Path | None) -> Examined:
     """Examine what this process was started with."""
     return examine(config_argument, os.environ)
+
+
+def supervision_from_environment() -> Supervision:
+    """Return what the service manager that started this process, such as systemd, asks of it."""
+    return supervision(os.environ, os.getpid())
+
+
+def supervision(environ: Mapping[str, str], pid: int) -> Supervision:
+    """Read sd_notify(3) and sd_watchdog_enabled(3): the watchdog may be meant for another process than this one."""
+    for_us = environ.get("WATCHDOG_PID") in {None, "", str(pid)}
+    microseconds = environ.get("WATCHDOG_USEC", "")
+    watches = for_us and microseconds.isdecimal() and int(microseconds) > 0
+    return Supervision(environ.get("NOTIFY_SOCKET") or None, int(microseconds) / 1e6 if watches else None)
 
 
 def wants_traceback() -> bool:

@@ -3,11 +3,13 @@
     python -m tests.harness.sabotage confirm-before-commit run
     python -m tests.harness.sabotage raise-at=3 run
     python -m tests.harness.sabotage gate=FIFO run
+    python -m tests.harness.sabotage hang=uploader run
 
 `confirm-before-commit`: intake confirms first and stores then, 20 ms later as on an SD card: the mistake that promise
 1 is about. `raise-at=N`: the N-th call of the message callback raises, after a line `raised at SECONDS` on standard
 error. `gate=FIFO`: each put waits for a byte in the FIFO, after a line `at the gate`; a test lets them through one by
-one.
+one. `hang=PART`: from the first connection to the broker on, or from the first message on, that part never comes back:
+`disk`, `broker`, `uploader`, or `loop` for the whole event loop.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bridge.admission import Group, Outcome
+from bridge.broker import Broker
 from bridge.cli import main
 from bridge.disk_queue import DiskQueue, NewRow
 from bridge.intake import Intake
+from bridge.uploader import Uploader
 
 CARD_SECONDS = 0.02
 
@@ -62,10 +66,31 @@ def gate(fifo: str) -> None:
     _replace(DiskQueue, put_rows=put)
 
 
+def hang(part: str) -> None:
+    async def forever(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    def asleep(*_: object) -> Any:
+        time.sleep(3600)
+
+    match part:
+        case "disk":
+            _replace(DiskQueue, put_rows=asleep)
+        case "broker":
+            _replace(Broker, hold=forever)
+        case "uploader":
+            _replace(Uploader, post=forever)
+        case "loop":
+            _replace(Intake, receive=asleep)
+        case _:
+            raise ValueError(part)
+
+
 SABOTAGES: dict[str, Callable[[str], None]] = {
     "confirm-before-commit": confirm_before_commit,
     "raise-at": raise_at,
     "gate": gate,
+    "hang": hang,
 }
 
 

@@ -74,13 +74,20 @@ class Stage:
         }
 
     def bridge(
-        self, sabotage: str = "", *, wrapper: Sequence[str] = (), settings: Mapping[str, object] | None = None
+        self,
+        sabotage: str = "",
+        *,
+        wrapper: Sequence[str] = (),
+        settings: Mapping[str, object] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> BridgeProcess:
         """Return a bridge, not started; with `sabotage` one that is broken (see tests/harness/sabotage.py)."""
         command = (sabotage, "run") if sabotage else ("run",)
         module = SABOTAGE if sabotage else "bridge"
         merged = {**self.settings, **(settings or {})}
-        bridge = BridgeProcess(self.folder, merged, command=command, wrapper=wrapper, module=module)
+        bridge = BridgeProcess(
+            self.folder, merged, command=command, wrapper=wrapper, variables=variables, module=module
+        )
         self._bridges.append(bridge)
         return bridge
 
