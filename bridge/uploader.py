@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from io import BytesIO
 from pathlib import Path
@@ -44,6 +45,7 @@ _ZSTD_LEVEL = 1  # a fifth smaller than gzip in a third of the time; higher leve
 _COMPRESSORS_MAX = 2  # threads
 _SECRET_HEADER = re.compile("auth|cookie|key|pass|secret|sign|token", re.IGNORECASE)
 _SECRET_CHARS_MIN = 6
+_CLOCK_VERDICTS = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 _ZLIB_OR_GZIP = zlib.MAX_WBITS + 32
 FileMark = tuple[int, int, int]  # tells two states of a file apart
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError, ValueError)  # ValueError: what cannot stand in a request
@@ -222,7 +224,7 @@ def _explain_unconnected(error: aiohttp.ClientConnectorError | aiohttp.Connectio
         case aiohttp.ConnectionTimeoutError():
             return "cannot connect: timed out"
         case aiohttp.ClientConnectorCertificateError(certificate_error=cause):
-            return f"TLS certificate not accepted: {getattr(cause, 'verify_message', None) or 'it does not verify'}"
+            return f"TLS certificate not accepted: {_certificate_words(cause)}"
         case aiohttp.ClientSSLError(os_error=cause):
             return f"TLS handshake failed: {getattr(cause, 'reason', None) or _os_words(cause)}"
         case aiohttp.ClientProxyConnectionError(os_error=cause):
@@ -231,6 +233,13 @@ def _explain_unconnected(error: aiohttp.ClientConnectorError | aiohttp.Connectio
             return f"cannot resolve the name {host}"
         case _:
             return f"cannot connect: {_os_words(error.os_error)}"
+
+
+def _certificate_words(error: Exception) -> str:
+    words = getattr(error, "verify_message", None) or "it does not verify"
+    if getattr(error, "verify_code", None) not in _CLOCK_VERDICTS:
+        return words
+    return f"{words} (the clock here says {datetime.fromtimestamp(time.time(), UTC).date()})"
 
 
 _WORDS: dict[type[Exception], str] = {

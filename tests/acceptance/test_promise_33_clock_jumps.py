@@ -15,46 +15,15 @@ from pathlib import Path
 import pytest
 
 from tests.harness import wait_until
+from tests.harness.clock import Clock
 from tests.harness.cloud import Cloud, answer
 from tests.harness.cloud_stage import TOPIC, CloudStage, payload
 from tests.harness.ledger import audit
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.publisher import LedgerPublisher
 
-LIBRARIES = (
-    "usr/lib/*/faketime/libfaketimeMT.so.1",
-    "usr/lib*/faketime/libfaketimeMT.so.1",
-    "opt/homebrew/lib/*MT.so*",
-)
 JUMPS = ("+1h", "-1h", "+3650d", "-3650d", "+0")
 STALL_SECONDS = 30.0  # a stall would last as long as the jump
-
-
-class Clock:
-    """The bridge's time of day, shifted by what stands in a file."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "faketime"
-        self.shift("+0")
-
-    def shift(self, by: str) -> None:
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text(by + "\n")
-        fresh.replace(self._file)
-
-    @property
-    def variables(self) -> dict[str, str]:
-        found = [str(path) for pattern in LIBRARIES for path in Path("/").glob(pattern)]
-        if not found:
-            missing = "libfaketime is not installed: apt-get install faketime"
-            pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
-        return {
-            "LD_PRELOAD": found[0],
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_DONT_RESET": "1",
-        }
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ import gzip
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-import trustme
 import zstandard
 from aiohttp import web
 from pydantic import SecretStr
@@ -27,6 +26,7 @@ from bridge.errors import ConfigError
 from bridge.message import Row, head, head_middle, tail
 from bridge.uploader import Uploader
 from bridge.verdict import ANSWER_BYTES_MAX, Reply
+from tests.harness.authority import Authority
 
 MIDDLE = head_middle("edge/press-4", "edge/predictions/press-4")
 TOKEN = "canary-7f3a"
@@ -399,21 +399,6 @@ async def test_a_refused_connection_and_an_unknown_name_are_told_apart_and_sent_
 # ---- TLS ----------------------------------------------------------------------------------------------------------
 
 
-class Authority:
-    """A private CA with a server that shows its certificates."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ca = trustme.CA()
-        self.file = folder / "ca.pem"
-        self.ca.cert_pem.write_to_path(str(self.file))
-
-    def server_context(self, name: str = "127.0.0.1", since_days: int = -1, until_days: int = 9) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        since, until = (datetime.now(UTC) + timedelta(days) for days in (since_days, until_days))
-        self.ca.issue_cert(name, not_before=since, not_after=until).configure_cert(context)
-        return context
-
-
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
@@ -432,8 +417,8 @@ async def test_a_private_ca_is_trusted_when_it_is_configured_and_only_then(autho
 
 
 UNFIT = [
-    (("127.0.0.1", -9, -1), "certificate has expired"),
-    (("127.0.0.1", 1, 9), "certificate is not yet valid"),
+    (("127.0.0.1", -9, -1), "certificate has expired (the clock here says TODAY)"),
+    (("127.0.0.1", 1, 9), "certificate is not yet valid (the clock here says TODAY)"),
     (("cloud.example", -1, 9), "IP address mismatch, certificate is not valid for '127.0.0.1'."),
 ]
 
@@ -447,6 +432,7 @@ async def test_a_certificate_that_does_not_fit_stops_the_post_before_anything_is
     async with serving(cloud, authority.server_context(*shown)) as url:
         reply = await post(url, tls=TlsSettings(ca=authority.file))
     assert (reply.status_code, reply.sent) == (None, False)
+    words = words.replace("TODAY", datetime.now(UTC).date().isoformat())
     assert reply.error == f"TLS certificate not accepted: {words}"
     assert cloud.requests == []
 
