@@ -81,9 +81,9 @@ class DiskThread:
         """Rows become dead, with reason and ledger."""
         await self.run(lambda queue: queue.reject(dead))
 
-    async def release(self, row_ids: Sequence[int]) -> None:
-        """Taken rows become ready again."""
-        await self.run(lambda queue: queue.release(row_ids))
+    async def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None:
+        """Taken rows become ready again; `sent`: some of them may have been posted."""
+        await self.run(lambda queue: queue.release(row_ids, sent=sent))
         self.wake()
 
     def wake(self) -> None:

@@ -26,7 +26,7 @@ from bridge.config.settings import UploadSettings
 from bridge.errors import DiskFullError
 from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Died, Emit
 from bridge.liveness import IDLE
-from bridge.message import DeadRow, Row
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row
 from bridge.verdict import Reply, judge
 
 TOKEN_LOOK_SECONDS = 3.0  # while paused: how often the token file is looked at
@@ -42,7 +42,7 @@ class Outbox(Protocol):
     async def ready(self) -> None: ...
     async def ack(self, row_ids: Sequence[int]) -> None: ...
     async def reject(self, dead: Sequence[DeadRow]) -> None: ...
-    async def release(self, row_ids: Sequence[int]) -> None: ...
+    async def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None: ...
 
 
 class Cloud(Protocol[PreparedT]):
@@ -220,12 +220,15 @@ class _Lane(Generic[PreparedT]):
         self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
         self._ahead: tuple[Batch, PreparedT] | None = None
         self._is_drained = False
+        self._took_at = 0.0  # by the wall clock, the first of what is in hand
+        self._has_sent = False  # ... of which something may have reached the cloud
         self.due = IDLE
 
     async def run(self) -> None:
         try:
             while not self._destination.stopping:
                 self._moves_within(0)
+                await self._give_back_undated()
                 await self._step()
         finally:
             self.due = IDLE
@@ -250,6 +253,14 @@ class _Lane(Generic[PreparedT]):
         self._destination.report(settled, was_probe=isinstance(leave, Probe))
         await asyncio.gather(self._ack(settled.acked, reply.elapsed_seconds), self._bury(settled.dead))
 
+    async def _give_back_undated(self) -> None:
+        """Take again, with their right time, rows that were taken before the clock was set and never left."""
+        row_ids = self.agenda.row_ids
+        if row_ids and not self._has_sent and self._took_at < CLOCK_SET_SINCE <= self._of.wall_clock():
+            await self._of.outbox.release(row_ids, sent=False)
+            self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
+            self._ahead, self._is_drained = None, False
+
     def _leave(self) -> Leave:
         """Ask to post, but only with something in hand: who may probe and has nothing would block the others."""
         seconds = self.agenda.wait_seconds(self._now())
@@ -266,12 +277,14 @@ class _Lane(Generic[PreparedT]):
     async def _fetch(self) -> None:
         if self._destination.stopping:
             return
-        limits = self._destination.limits
+        limits, now = self._destination.limits, self._of.wall_clock()
         try:
             rows = await self._of.outbox.take(limits.messages, limits.row_bytes)
         except DiskFullError:
             await self._wait(DISK_RETRY_SECONDS)
             return
+        if not self.agenda.row_ids:
+            self._took_at, self._has_sent = now, False
         # Nothing lingers under load: rows or bytes that fill a batch say that there is more. (With rows larger than
         # half a batch the guess may be wrong; that costs one linger.)
         size_bytes = sum(len(row.data) for row in rows)
@@ -289,7 +302,9 @@ class _Lane(Generic[PreparedT]):
         try:
             await self._look_ahead()
             await asyncio.wait({posting, abandoned}, return_when=asyncio.FIRST_COMPLETED)
-            return posting.result() if posting.done() else None
+            reply = posting.result() if posting.done() else None
+            self._has_sent = self._has_sent or reply is None or reply.sent
+            return reply
         finally:
             await _cancel(posting, abandoned)
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bridge.admission import Arrival, Group, Outcome, Store
+from bridge.clock import Boot
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFullError
 from bridge.events import (
@@ -31,7 +31,18 @@ from bridge.events import (
     Stored,
     Withheld,
 )
-from bridge.message import ID_CHARACTERS_MAX, Publish, head_middle, parse_json, producer_id, tail, uuid7
+from bridge.message import (
+    CLOCK_SET_SINCE,
+    ID_CHARACTERS_MAX,
+    Publish,
+    head_middle,
+    parse_json,
+    producer_id,
+    tail,
+    time_text,
+    unset_time_text,
+    uuid7,
+)
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -73,7 +84,7 @@ class Source(Protocol):
 class Intake:
     """The way of a message from the broker's bytes to the confirmation. `receive` is the broker's sink."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, neighbours, and from outside time and chance
         self,
         intake: IntakeSettings,
         bounds: QueueSettings,
@@ -82,9 +93,10 @@ class Intake:
         disk: Disk,
         emit: Emit,
         wall: Callable[[], float],
+        boot: Boot,
         random_bits: Callable[[int], int],
     ) -> None:
-        self._settings, self._disk, self._emit, self._wall = intake, disk, emit, wall
+        self._settings, self._disk, self._emit, self._wall, self._boot = intake, disk, emit, wall, boot
         self._source_name = source_name
         self._id_fields = tuple(intake.id_fields)
         self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
@@ -116,7 +128,8 @@ class Intake:
             self._forget_stale()
             self._pending_epoch = epoch
         now = self._wall()
-        time = datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        is_set = now >= CLOCK_SET_SINCE
+        time = time_text(now) if is_set else unset_time_text(now, self._boot.id, self._boot.seconds())
         for message in messages:
             self._pending.append(self._admit(message, now, time))
         self._idle.clear()

@@ -7,6 +7,9 @@ keeps its digits. The members stand in a fixed order, data last:
     {"specversion":"1.0","id":…,"source":…,"type":…,"subject":…,"time":…,"datacontenttype":"application/json","data":…}
     {… ,"datacontenttype":"application/octet-stream","data_base64":"…"}
 
+What came before the clock was set says so: behind `time` stands `"clockunset":"BOOT/SECONDS"`, the id of that boot of
+the machine and the seconds since it began, so that the time can be put right later.
+
 Because quotes inside a JSON string are always escaped, the byte string `,"datacontenttype":` cannot occur inside
 the members before it: its first occurrence divides every stored event into head (whose) and tail (what).
 
@@ -22,11 +25,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
+CLOCK_SET_SINCE = 1_704_067_200  # 2024-01-01: a clock that shows less was never set
 EVENT_TYPE = "edge.prediction.v1"
 JSON_DEPTH_MAX = 500  # deeper payloads travel as data_base64: common JSON parsers at the cloud stop near 1,000 levels
 
 _TAIL = b',"datacontenttype":'
 _JSON_TAIL = b',"datacontenttype":"application/json","data":'
+_UNSET = re.compile(rb'"time":"[^"]*","clockunset":"([^"/]+)/([0-9]+\.[0-9]+)"')
 _HEAD = b'{"specversion":"1.0","id":"'
 _MEMBERS = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype")
 
@@ -110,6 +115,29 @@ def producer_id(value: Any, id_fields: tuple[str, ...]) -> str | None:
     return found if isinstance(found, str) and _ID_MEMBER.fullmatch(found) else None
 
 
+def time_text(wall_seconds: float) -> str:
+    """Return the `time` of an event: RFC 3339 in UTC."""
+    return datetime.fromtimestamp(wall_seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def unset_time_text(wall_seconds: float, boot: str, boot_seconds: float) -> str:
+    """Return the `time` of an event that came before the clock was set, and with it the mark that says so."""
+    return f'{time_text(wall_seconds)}","clockunset":"{boot}/{boot_seconds:.6f}'
+
+
+def redated(stored: bytes, boot: str, boot_began_at: float) -> tuple[bytes, float] | None:
+    """Return a stored event with the time it should have had and without the mark, and that time.
+
+    None if it has no mark, or is of another boot than the one that began at `boot_began_at`.
+    """
+    start, what = split(stored)
+    mark = _UNSET.search(start)
+    if mark is None or mark.end() != len(start) or mark[1] != boot.encode():
+        return None
+    received_at = boot_began_at + float(mark[2])
+    return b'%b"time":"%b"%b' % (start[: mark.start()], time_text(received_at).encode(), what), received_at
+
+
 def head_middle(source: str, subject: str, event_type: str = EVENT_TYPE) -> bytes:
     """Return the part of the head between the id and the time; the same for every message of a topic."""
     return b'","source":%b,"type":%b,"subject":%b,"time":"' % (
@@ -120,7 +148,7 @@ def head_middle(source: str, subject: str, event_type: str = EVENT_TYPE) -> byte
 
 
 def head(event_id: str, middle: bytes, time: str) -> bytes:
-    """Return everything before `,"datacontenttype":`; `time` is RFC 3339."""
+    """Return everything before `,"datacontenttype":`; `time` is what `time_text` or `unset_time_text` says."""
     return b'%b%b%b%b"' % (_HEAD, orjson.dumps(event_id)[1:-1], middle, time.encode())
 
 
@@ -188,7 +216,7 @@ def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -
         line = stored.replace(b"\n", b" ").replace(b"\r", b" ").strip()
         # The space keeps what only resembles our layout from being read by it; it is parsed instead.
         return line if _is_ours(line, value) else b"{ " + line[1:].lstrip()
-    time = datetime.fromtimestamp(received_at or 0.0, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    time = time_text(received_at or 0.0)
     event_id = uuid7(int((received_at or 0.0) * 1000), random_74_bits)
     return head(event_id, head_middle(source, "imported"), time) + tail(stored, is_json=True)
 

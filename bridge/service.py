@@ -26,6 +26,7 @@ import orjson
 from bridge import __version__, liveness
 from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
+from bridge.clock import this_boot
 from bridge.disk_queue import DiskQueue, FolderLock
 from bridge.disk_thread import DiskThread
 from bridge.errors import BridgeError, ConfigError, DiskFullError, OperatorError, TaskDiedError
@@ -45,7 +46,7 @@ from bridge.forwarder import Forwarder
 from bridge.intake import Intake
 from bridge.liveness import Pulse
 from bridge.log import EventLogger
-from bridge.message import adopt
+from bridge.message import CLOCK_SET_SINCE, adopt, redated
 from bridge.status import Bounds, Status, leaf_will, object_will
 from bridge.supervisor import Supervisor
 from bridge.uploader import Uploader
@@ -74,6 +75,7 @@ class Service:
         self._hang_grace_seconds = supervision.watchdog_seconds or liveness.GRACE_SECONDS
         self._stop, self._hangup = asyncio.Event(), asyncio.Event()
         self._stopping = False
+        self._boot = this_boot()
         self._source_name = f"edge/{settings.device_id}"
         bounds = Bounds(settings.queue.max_messages, settings.queue.min_free_disk_bytes)
         self._board = StatusBoard(Status.starting(__version__, settings.device_id, system_now(), bounds))
@@ -99,6 +101,7 @@ class Service:
             settings.queue.path,
             durability=settings.queue.durability,
             adopt=lambda data, at: adopt(data, at, self._source_name, secrets.randbits(74)),
+            redate=self._redate,
         )
         self._disk = DiskThread(
             queue,
@@ -118,6 +121,7 @@ class Service:
             disk=self._disk,
             emit=self._emit,
             wall=time.time,
+            boot=self._boot,
             random_bits=secrets.randbits,
         )
         self._connect_parts(former)
@@ -232,9 +236,19 @@ class Service:
             await asyncio.sleep(_TICK_SECONDS)
             with contextlib.suppress(DiskFullError):  # a state that intake tells of, not an end
                 await self._disk.housekeep()
+                await self._put_times_right()
                 await self._drop_too_old()
                 await self._note_filters()
             await self._count()
+
+    async def _put_times_right(self) -> None:
+        while time.time() >= CLOCK_SET_SINCE and await self._disk.run(lambda queue: queue.put_times_right()):
+            pass
+
+    def _redate(self, stored: bytes) -> tuple[bytes, float] | None:
+        """Date what came in this boot before the clock was set; in the disk thread."""
+        now = time.time()
+        return redated(stored, self._boot.id, now - self._boot.seconds()) if now >= CLOCK_SET_SINCE else None
 
     async def _drop_too_old(self) -> None:
         bounds = self._settings.queue

@@ -23,12 +23,11 @@ from typing import Any, assert_never
 import orjson
 
 from bridge.batch import Batch
-from bridge.message import DeadRow
+from bridge.message import CLOCK_SET_SINCE, DeadRow
 
 ANSWER_BYTES_MAX = 64 * 1024  # what is read of an answer, at most
 RETRY_AFTER_SECONDS_MAX = 3600.0
 EXCERPT_CHARS_MAX = 200
-CLOCK_SET_SINCE = 1_704_067_200  # 2024-01-01: a clock that shows less was never set, so dates say nothing to it
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,30 +30,40 @@ from bridge.disk_queue.file import (
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, Loss, NewRow, Span, State, merged, runs
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import QueueDamagedError
-from bridge.message import DeadRow, Row, event_id, reads_as_ours
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, reads_as_ours
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
-_CLOCK_SET_SINCE = 1_704_067_200  # 2024-01-01: what claims to be older came before the clock was set
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _LOSSES_MAX = 10_000  # entries of the ledger ...
 _LOSS_IDS_MAX = 100  # ... and ids in one of them; the number of messages is always exact
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
+_REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
+_UNSET_NOTE = "clock_unset_from_row"
 
 Adopt = Callable[[bytes, float], bytes | None]
+Redate = Callable[[bytes], tuple[bytes, float] | None]
 
 
 class DiskQueue(SQLiteAckQueue):
     """The queue on disk; every verb runs inside `transaction()` and is durable when that is left.
 
     `adopt` turns what the stock library stored (bytes, time) into a stored event, or None if it cannot.
-    Raises QueueUnusableError (the operator must act), QueueDamagedError, DiskFullError, DiskFailedError.
+    `redate` puts right the time of a stored event that came before the clock was set: (event, time), or None as long
+    as it cannot. Raises QueueUnusableError (the operator must act), QueueDamagedError, DiskFullError, DiskFailedError.
     """
 
-    def __init__(self, folder: Path, *, durability: Durability = "power", adopt: Adopt = lambda data, _: data) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        durability: Durability = "power",
+        adopt: Adopt = lambda data, _: data,
+        redate: Redate = lambda _: None,
+    ) -> None:
         self.folder = folder
         self._durability = durability
-        self._adopt = adopt
+        self._adopt, self._redate = adopt, redate
         self._changed = False
         with mapped(folder):
             super().__init__(str(folder), multithreading=False, auto_resume=False, serializer=serializer)
@@ -158,6 +168,8 @@ class DiskQueue(SQLiteAckQueue):
 
     def put_rows(self, rows: Sequence[NewRow]) -> None:
         """Store new rows, ready, in the given order."""
+        if rows and rows[0].received_at < CLOCK_SET_SINCE and self.note(_UNSET_NOTE) is None:
+            self.write_note(_UNSET_NOTE, str(self.newest_id() + 1))
         start = 0
         for step in _INSERT_ROWS_STEPS:
             # Many rows in one statement: sqlite3 gives up the interpreter lock once a statement, not once a row.
@@ -218,7 +230,10 @@ class DiskQueue(SQLiteAckQueue):
             return ()
         span = Span(rows[0].row_id, rows[-1].row_id, frozenset(row.row_id for row in rows))
         self._state = replace(
-            self._state, flying=(*self._state.flying, span), cursor=max(self._state.cursor, at, span.last)
+            self._state,
+            flying=(*self._state.flying, span),
+            cursor=max(self._state.cursor, at, span.last),
+            unsent=tuple(kept for kept in self._state.unsent if kept[1] < span.first or span.last < kept[0]),
         )
         return tuple(rows)
 
@@ -227,7 +242,8 @@ class DiskQueue(SQLiteAckQueue):
             if zlib.crc32(data) != crc:
                 return DeadRow(row_id, "crc")
             if reads_as_ours(data):
-                return Row(row_id, data)
+                row = Row(row_id, data)
+                return self._put_right(row) if _is_undated(received_at) and self._is_unsent(row_id) else row
         is_time = isinstance(received_at, (int, float)) and 0 <= received_at < _TIME_MAX
         event = None if data is None else self._adopt(data, float(received_at) if is_time else 0.0)
         if event is None:
@@ -239,6 +255,53 @@ class DiskQueue(SQLiteAckQueue):
         )
         self._changed = True
         return Row(row_id, event)
+
+    def _is_unsent(self, row_id: int) -> bool:
+        """Tell whether nobody has seen these bytes: what may have been posted keeps its bytes, for its key's sake."""
+        return row_id > self._state.cursor or any(first <= row_id <= last for first, last in self._state.unsent)
+
+    def _put_right(self, row: Row) -> Row:
+        redated = self._redate(row.data)
+        if redated is None:
+            return row
+        event, received_at = redated
+        self._conn.execute(
+            "UPDATE ack_queue_default SET data = ?, crc = ?, timestamp = ? WHERE _id = ?",
+            (event, zlib.crc32(event), received_at, row.row_id),
+        )
+        self._changed = True
+        return Row(row.row_id, event)
+
+    def put_times_right(self) -> bool:
+        """Date rows that came before the clock was set and wait untouched: a small step; tells if more may follow.
+
+        Call it only once the clock is set. Rows of an earlier boot keep their mark.
+        """
+        noted = self.note(_UNSET_NOTE)
+        if noted is None:
+            return False
+        looked_at, size_bytes = 0, 0
+        rows: list[Row] = []
+        cursor = self._conn.execute(
+            "SELECT _id, CAST(data AS BLOB), crc, timestamp FROM ack_queue_default INDEXED BY edge_ready"
+            " WHERE status < 2 AND _id >= ? ORDER BY _id LIMIT ?",
+            (max(int(noted), self._state.cursor + 1), _REDATE_ROWS),
+        )
+        for row_id, data, crc, received_at in cursor:
+            looked_at, size_bytes = row_id, size_bytes + len(data or b"")
+            if data is not None and zlib.crc32(data) == crc and _is_undated(received_at):
+                rows.append(Row(row_id, data))
+            if size_bytes > _REDATE_BYTES:
+                break
+        cursor.close()
+        for row in rows:
+            self._put_right(row)
+        if looked_at:
+            self.write_note(_UNSET_NOTE, str(looked_at + 1))
+        else:
+            self._conn.execute("DELETE FROM edge_note WHERE key = ?", (_UNSET_NOTE,))
+            self._changed = True
+        return looked_at > 0
 
     def ack_rows(self, row_ids: Sequence[int]) -> None:
         """Taken rows become delivered: an answer of the cloud covers them."""
@@ -258,12 +321,13 @@ class DiskQueue(SQLiteAckQueue):
             self.record_loss(Loss("dead", 1, None, _ids_of(data), f"row {row.row_id}: {row.reason}"))
         self._become(waiting=self._state.waiting - len(dead), dead=self._state.dead + len(dead))
 
-    def release(self, row_ids: Sequence[int]) -> None:
-        """Taken rows become ready again, in their old place and company."""
+    def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None:
+        """Taken rows become ready again, in their old place and company. `sent`: some of them may have been posted."""
         gone = frozenset(row_ids)
         back = [(min(ids), max(ids)) for span in self._state.flying if (ids := span.ids & gone)]
         self._forget(gone)
-        self._state = replace(self._state, returned=merged([*self._state.returned, *back]))
+        unsent = self._state.unsent if sent else (*self._state.unsent, *back)
+        self._state = replace(self._state, returned=merged([*self._state.returned, *back]), unsent=unsent)
 
     def _settle(self, row_ids: Sequence[int], status: int) -> None:
         now, changed = time.time(), 0
@@ -321,7 +385,7 @@ class DiskQueue(SQLiteAckQueue):
                 break
             if received_before is not None and received_at >= received_before:
                 break
-            if row_id not in taken and (received_before is None or received_at > _CLOCK_SET_SINCE):
+            if row_id not in taken and (received_before is None or received_at > CLOCK_SET_SINCE):
                 row_ids.append(row_id)
                 event_ids += _ids_of(data)
                 freed_bytes += len(data or b"")
@@ -459,6 +523,11 @@ class DiskQueue(SQLiteAckQueue):
         connection: sqlite3.Connection | None = getattr(self, "_conn", None)  # None if opening failed
         if connection is not None:
             connection.close()
+
+
+def _is_undated(received_at: Any) -> bool:
+    """Tell whether a row came before the clock was set; what another program wrote for a time need not be one."""
+    return isinstance(received_at, (int, float)) and received_at < CLOCK_SET_SINCE
 
 
 def _ids_of(data: bytes | None) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class State:
     cursor: int = 0  # every waiting row up to here is in a span of `flying` or `returned`
     flying: tuple[Span, ...] = ()
     returned: tuple[tuple[int, int], ...] = ()  # spans to take again before new rows
+    unsent: tuple[tuple[int, int], ...] = ()  # those of them that were never posted
 
     @property
     def taken(self) -> int:

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "bridge"
 
 PURE = {"errors", "message", "events", "topics", "wire", "batch", "verdict", "backoff", "agenda", "status", "liveness"}
-EDGES = {"broker", "disk_queue", "uploader", "web", "receiver", "supervisor"}
+EDGES = {"broker", "disk_queue", "uploader", "web", "receiver", "supervisor", "clock"}
 LAYERS = (
     {"errors"},
     {"message", "events", "topics"},

@@ -20,7 +20,7 @@ from bridge.config.settings import UploadSettings
 from bridge.errors import DiskFullError
 from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Died, Event
 from bridge.forwarder import Forwarder
-from bridge.message import DeadRow, Row, head, head_middle, tail
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, head, head_middle, tail
 from bridge.verdict import Reply
 
 MIDDLE = head_middle("edge/press-4", "edge/predictions/press-4")
@@ -37,6 +37,7 @@ class MemoryOutbox:
         self.waiting = list(rows)
         self.taken: dict[int, Row] = {}
         self.acked: list[int] = []
+        self.unsent: list[int] = []
         self.dead: dict[int, DeadRow] = {}
         self.takes: list[tuple[int, int, int]] = []
         self.faults: list[Exception] = []
@@ -80,7 +81,8 @@ class MemoryOutbox:
             del self.taken[one.row_id]
             self.dead[one.row_id] = one
 
-    async def release(self, row_ids: Sequence[int]) -> None:
+    async def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None:
+        self.unsent += [] if sent else row_ids
         self.waiting = sorted([*self.waiting, *(self.taken.pop(row_id) for row_id in row_ids)])
         self._ready.set()
 
@@ -130,7 +132,7 @@ class Scene:
     """A forwarder with its twins, in a time that passes only when somebody sleeps."""
 
     def __init__(self, count: int, answer: Answer, *, random: float = 0.5, **upload: Any) -> None:
-        self.now = 0.0
+        self.now, self.started_at = 0.0, 1_790_000_000.0
         self.slept: list[float] = []
         self.events: list[Event] = []
         self.outbox = MemoryOutbox(row(number) for number in range(count))
@@ -142,7 +144,7 @@ class Scene:
             self.settings,
             self.events.append,
             clock=lambda: self.now,
-            wall_clock=lambda: 1_790_000_000.0 + self.now,
+            wall_clock=lambda: self.started_at + self.now,
             sleep=self._sleep,
             random=lambda: random,
         )
@@ -483,3 +485,31 @@ def test_rows_that_the_server_cannot_digest_hold_up_nobody_for_ever(
         assert {one.row_id for one in scene.outbox.waiting} == bad & set(range(count))
 
     asyncio.run(walk())
+
+
+# ---- the clock is set --------------------------------------------------------------------------------------------
+
+
+async def test_rows_that_never_left_are_taken_again_when_the_clock_is_set() -> None:
+    """No certificate is valid in 1970; what waits in hand for that to end shall get its right time."""
+    scene = Scene(5, script(*[Reply(None, error="certificate is not yet valid", sent=False)] * 3))
+    scene.started_at = CLOCK_SET_SINCE - 0.1  # set while it waits for the next try
+    await scene.settle_all()
+    assert scene.outbox.unsent == [0, 1, 2, 3, 4]
+    assert scene.outbox.acked == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("seen", [Reply(503), Reply(None, error="closed")])
+async def test_rows_that_the_cloud_may_have_seen_keep_their_bytes_and_their_key(seen: Reply) -> None:
+    scene = Scene(5, script(seen, Reply(None, error="refused", sent=False)))
+    scene.started_at = CLOCK_SET_SINCE - 0.1
+    await scene.settle_all()
+    assert scene.outbox.unsent == []
+    assert len({one.key for one in scene.cloud.posts}) == 1
+
+
+async def test_uploading_does_not_wait_for_the_clock() -> None:
+    scene = Scene(5, ok)
+    scene.started_at = 0.0
+    await scene.settle_all()
+    assert (scene.outbox.acked, scene.slept) == ([0, 1, 2, 3, 4], [])

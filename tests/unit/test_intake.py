@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import pytest
 
 from bridge import intake as intake_module
-from bridge.admission import Group, Outcome
+from bridge.admission import Arrival, Group, Outcome
+from bridge.clock import Boot
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
@@ -84,6 +85,7 @@ class Bench:
 
     def __init__(self, **settings: object) -> None:
         parsed = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "intake": settings})
+        self.wall = 1_790_000_000.0
         self.disk, self.broker, self.events = FakeDisk(), FakeBroker(), list[Event]()
         self.intake = Intake(
             parsed.intake,
@@ -91,7 +93,8 @@ class Bench:
             source_name="edge/x",
             disk=self.disk,
             emit=self.events.append,
-            wall=lambda: 1_700_000_000.0,
+            wall=lambda: self.wall,
+            boot=Boot("0c2e", lambda: 12.5),
             random_bits=lambda _: 1,
         )
         self.intake.source = self.broker
@@ -239,3 +242,13 @@ async def test_what_somebody_else_paused_stays_paused() -> None:
         bench.intake.receive(publishes(1), 7)
         await asyncio.wait_for(bench.intake.drained(), 1)
     assert bench.broker.paused
+
+
+async def test_what_comes_before_the_clock_is_set_is_marked_with_boot_and_seconds_and_what_comes_after_is_not() -> None:
+    bench = Bench()
+    bench.wall = 600.0
+    bench.intake.receive(publishes(1), 7)
+    bench.wall = 1_790_000_000.0
+    bench.intake.receive(publishes(2), 7)
+    times = [item.time for item in bench.intake._pending if isinstance(item, Arrival)]
+    assert times == ['1970-01-01T00:10:00.000000Z","clockunset":"0c2e/12.500000', "2026-09-21T14:13:20.000000Z"]

@@ -140,3 +140,52 @@ def test_what_the_stock_library_stored_becomes_an_event_once() -> None:
 
 def test_a_pickle_is_never_loaded() -> None:
     assert message.adopt(b"\x80\x04\x95\x0b\x00\x00\x00", 1.0, "edge/x", 0) is None
+
+
+# ---- before the clock was set ----
+
+BOOT = "0c2e33a0-8a3c-4a6e-9d0e-2f1f2a3b4c5d"
+HOSTILE = '","time":"x","clockunset":"' + BOOT + "/1.0"
+
+
+def undated(topic: str = "edge/x", payload: bytes = b"1", *, is_json: bool = True) -> bytes:
+    time = message.unset_time_text(600.0, BOOT, 12.5)
+    return message.head("id-1", message.head_middle("edge/press", topic), time) + message.tail(payload, is_json=is_json)
+
+
+def test_an_event_from_before_the_clock_was_set_says_so_and_is_a_cloudevent_all_the_same() -> None:
+    event = orjson.loads(undated())
+    assert event["time"] == "1970-01-01T00:10:00.000000Z"
+    assert event["clockunset"] == f"{BOOT}/12.500000"
+    assert event["data"] == 1
+    assert message.event_id(undated()) == "id-1"
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_in_the_same_boot_it_gets_the_time_it_should_have_had(is_json: bool) -> None:
+    began_at = 1_790_000_000.0
+    redated_event = message.redated(undated(is_json=is_json), BOOT, began_at)
+    expected = message.head(
+        "id-1", message.head_middle("edge/press", "edge/x"), message.time_text(began_at + 12.5)
+    ) + message.tail(b"1", is_json=is_json)
+    assert redated_event == (expected, began_at + 12.5)
+
+
+def test_in_another_boot_and_without_a_mark_it_stays_as_it_is() -> None:
+    dated = message.head(
+        "id-1", message.head_middle("edge/press", "edge/x"), message.time_text(1_790_000_000.0)
+    ) + message.tail(b"1", is_json=True)
+    assert message.redated(undated(), "another boot", 1_790_000_000.0) is None
+    assert message.redated(dated, BOOT, 1_790_000_000.0) is None
+    assert message.redated(b'{"not": "ours"}', BOOT, 1_790_000_000.0) is None
+
+
+def test_neither_topic_nor_payload_can_forge_the_mark() -> None:
+    payload = orjson.dumps({"time": "x", "clockunset": f"{BOOT}/1.0", "text": HOSTILE})
+    middle = message.head_middle("edge/press", f"edge/{HOSTILE}")
+    dated = message.head("id-1", middle, message.time_text(1_790_000_000.0)) + message.tail(payload, is_json=True)
+    assert message.redated(dated, BOOT, 1_790_000_000.0) is None
+    marked = message.redated(undated(f"edge/{HOSTILE}", payload), BOOT, 1_790_000_000.0)
+    assert marked is not None
+    assert orjson.loads(marked[0])["subject"] == f"edge/{HOSTILE}"
+    assert orjson.loads(marked[0])["data"] == orjson.loads(payload)
