@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import free_port
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.stage import Stage
 
@@ -26,3 +27,15 @@ def strace_installed() -> None:
     if shutil.which("strace") is None:
         missing = "strace is not installed: apt-get install strace"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, object]:
+    """A configuration that is right, with nobody to talk to."""
+    return {
+        "device_id": "refused",
+        "mqtt.port": free_port(),
+        "upload.url": f"http://127.0.0.1:{free_port()}/",
+        "queue.path": str(tmp_path / "queue"),
+        "web.port": 0,
+    }

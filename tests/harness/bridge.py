@@ -22,6 +22,7 @@ from tests.harness import wait_until
 REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 15
 STOP_SECONDS = 20
+REFUSE_SECONDS = 10  # promise 13
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -153,6 +154,19 @@ class BridgeProcess:
                 if words[1:3] == [b"-m", self._module.encode()] and os.getpgid(pid) == self._child.pid:
                     return pid
         raise ProcessLookupError("the wrapped bridge does not run")
+
+
+def refused(folder: Path, settings: Mapping[str, object], *, wrapper: Sequence[str] = ()) -> list[str]:
+    """Run the bridge, which must end soon, with status 2 and no traceback; return its lines, the hint last."""
+    bridge = BridgeProcess(folder / "run", settings, wrapper=wrapper)
+    with bridge:
+        assert bridge.wait(REFUSE_SECONDS) == 2, bridge.stderr
+    assert bridge.stdout == ""
+    assert "Traceback" not in bridge.stderr
+    *errors, hint = bridge.stderr.splitlines()
+    assert hint.startswith("hint: ")
+    assert all(line.startswith("edge-bridge: error: ") for line in errors)
+    return [*(line.removeprefix("edge-bridge: error: ") for line in errors), hint.removeprefix("hint: ")]
 
 
 class StatusReader:
