@@ -1,4 +1,4 @@
-"""The shipped mosquitto.conf and ACL do what their comments say (promises 18, 21 and 23, the broker's share)."""
+"""The shipped mosquitto.conf and ACL do what their comments say (promises 18 and 21, the broker's share)."""
 
 from __future__ import annotations
 
@@ -107,29 +107,6 @@ async def test_a_save_can_be_asked_for(mosquitto: Mosquitto, session: Session) -
     session.connect()
     await eventually(lambda: len(session.payloads) >= len(sent))
     assert session.payloads == sent
-
-
-async def test_qos_0_publications_wait_for_an_absent_session(mosquitto: Mosquitto, session: Session) -> None:
-    sent = numbered(200)
-    await publish_many(mosquitto.port, TOPIC, sent, qos=0)
-    session.connect()
-    await eventually(lambda: len(session.payloads) >= len(sent))
-    assert session.payloads == sent
-
-
-async def test_qos_0_publications_are_lost_for_an_absent_session_without_the_shipped_options(
-    tmp_path: Path, mosquitto_installed: None
-) -> None:
-    with Mosquitto(tmp_path, options={"queue_qos0_messages": "false", "upgrade_outgoing_qos": "false"}) as broker:
-        session = Session(broker.port)
-        session.connect()
-        session.leave()
-        await publish_many(broker.port, TOPIC, numbered(20), qos=0)
-        await publish_many(broker.port, TOPIC, [b"last"], qos=1)
-        session.connect()
-        await eventually(lambda: b"last" in session.payloads)
-        session.leave()
-    assert session.payloads == [b"last"]
 
 
 async def test_a_packet_beyond_the_bound_is_not_confirmed(mosquitto: Mosquitto) -> None:
