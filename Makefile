@@ -11,7 +11,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak lock clean
+.PHONY: help setup demo test check bench soak audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 15
@@ -36,6 +36,9 @@ bench: setup ## throughput on this machine
 
 soak: setup ## the long tests: hours of faults (ARGS as for test)
 	@$(BIN)/python -m pytest -m soak --timeout=0 $(ARGS)
+
+audit: setup ## known vulnerabilities of the locked packages; needs the network
+	@$(BIN)/python scripts/audit.py
 
 lock: setup ## newest allowed versions, with hashes, into requirements/
 	@$(LOCK) --upgrade --extra dev --extra demo --output-file requirements/development.lock pyproject.toml

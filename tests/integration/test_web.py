@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
+from typing import Any
 
 import aiohttp
 import pytest
@@ -171,6 +172,15 @@ async def test_every_answer_carries_the_security_headers(browser: aiohttp.Client
         assert "unsafe" not in policy
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert "aiohttp" not in answer.headers["Server"]
+
+
+@pytest.mark.parametrize("size", [{"path": "/?" + "x" * 20_000}, {"headers": {"X-Long": "x" * 20_000}}])
+async def test_a_request_whose_head_is_too_large_is_refused_and_hurts_nobody(
+    browser: aiohttp.ClientSession, size: dict[str, Any]
+) -> None:
+    async with browser.get(size.get("path", "/status"), headers=size.get("headers")) as answer:
+        assert answer.status == 400
+    assert await status_code(browser, "/status") == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
