@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from bridge.disk_queue.file import FILE_NAME
+from bridge.disk_queue.file import FILE_NAME, sync_folder
 from bridge.errors import QueueInUseError, QueueUnusableError
 
 LOCK_NAME = "bridge.lock"
@@ -22,7 +22,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(folder)
             if all(path.name.startswith((FILE_NAME, LOCK_NAME)) for path in folder.iterdir()):
                 with suppress(PermissionError):  # a volume that belongs to somebody else, and we may write to it
                     folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
@@ -46,3 +46,11 @@ class FolderLock:
     def release(self) -> None:
         """Give the folder back."""
         os.close(self._fd)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder where it is missing; its name is on the medium before a row in it can be."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in new:
+        sync_folder(path.parent)
