@@ -1,8 +1,9 @@
-"""Shared fixtures. A missing Mosquitto skips on a laptop and fails where CI is set."""
+"""Shared fixtures. A missing Mosquitto or strace skips on a laptop and fails where CI is set."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +36,11 @@ def mosquitto(tmp_path: Path, mosquitto_installed: None) -> Iterator[Mosquitto]:
     """A running broker under the shipped configuration, anonymous."""
     with Mosquitto(tmp_path / "mosquitto") as broker:
         yield broker
+
+
+@pytest.fixture
+def strace_installed() -> None:
+    """Ask for it in every test that watches or delays system calls."""
+    if shutil.which("strace") is None:
+        missing = "strace is not installed: apt-get install strace"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)

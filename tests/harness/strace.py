@@ -1,4 +1,4 @@
-"""System calls as strace saw them: who wrote what, and which sync had returned by then."""
+"""System calls as strace saw them: who wrote what where, and which sync had returned by then."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CALLS = "recvfrom,sendto,write,pwrite64,pwritev,fsync,fdatasync"
+# All that may change a file or a folder; `?` before what some machines do not have.
+FILE_CALLS = (
+    "openat,?open,?creat,openat2,write,writev,pwrite64,pwritev,pwritev2,copy_file_range,sendfile,fsync,fdatasync,"
+    "sync_file_range,ftruncate,truncate,fallocate,?unlink,unlinkat,?rename,?renameat,renameat2,?mkdir,mkdirat,?rmdir,"
+    "?link,linkat,?symlink,symlinkat"
+)
 STRING_BYTES_MAX = 1 << 20  # more than any one call here moves
 SYNC_CALLS = frozenset({"fsync", "fdatasync"})
 SYNCS = ",".join(sorted(SYNC_CALLS))
@@ -17,13 +23,19 @@ QUIET = ("strace", "-f", "-qq", "--seccomp-bpf")  # stops only at the calls that
 _BEGAN = re.compile(r"(\d+) +(\w+)\((.*)")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _ENDED = re.compile(r"\) += (-?\d+)[^=\"]*$")
-_ARGUMENTS = re.compile(r'\d+<(.*?)>(?=[,)]|$)(?:, "((?:[^"\\]|\\.)*)")?')
+_STRING = r'"((?:[^"\\]|\\.)*)"'
+_ARGUMENTS = re.compile(rf"(?:\d+<(.*?)>|(?:AT_FDCWD(?:<.*?>)?, )?{_STRING})(?=[,)]|$)(?:, {_STRING})?(.*)")
 _UNFINISHED = " <unfinished ...>"
 
 
 def watching(log: Path) -> tuple[str, ...]:
     """Return the wrapper that writes all that `calls` reads, with descriptors resolved to files and connections."""
     return (*QUIET, "-yy", "-s", str(STRING_BYTES_MAX), "-e", f"trace={CALLS}", "-o", str(log))
+
+
+def recording_files(log: Path) -> tuple[str, ...]:
+    """Return the wrapper that writes all that happens to files, for `calls` to read."""
+    return (*QUIET, "-yy", "-s", str(STRING_BYTES_MAX), "-e", f"trace={FILE_CALLS}", "-o", str(log))
 
 
 def counting_syncs(log: Path) -> tuple[str, ...]:
@@ -39,7 +51,10 @@ def delaying_syncs(delay_seconds: float) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: when it began and returned (in lines of the log), on which file or connection, and the bytes moved."""
+    """One call: when it began and returned (in lines of the log), on which file or connection, and the bytes moved.
+
+    `rest` is what strace wrote behind that: flags, lengths, offsets.
+    """
 
     name: str
     began: int
@@ -47,6 +62,7 @@ class Call:
     target: str
     data: bytes
     result: int
+    rest: str
 
 
 def calls(log: Path) -> Iterator[Call]:
@@ -66,5 +82,6 @@ def calls(log: Path) -> Iterator[Call]:
             else:
                 continue  # signals, ends of threads
             if (ended := _ENDED.search(text)) and (arguments := _ARGUMENTS.match(text)):
-                data, _ = codecs.escape_decode((arguments[2] or "").encode())
-                yield Call(name, began, number, arguments[1], data, int(ended[1]))
+                data, _ = codecs.escape_decode((arguments[3] or "").encode())
+                target = arguments[1] or arguments[2]
+                yield Call(name, began, number, target, data, int(ended[1]), arguments[4])
