@@ -13,8 +13,9 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from bridge.disk_queue import DiskQueue, Loss, NewRow
-from bridge.message import event_id, head, split
+from bridge.disk_queue import DiskQueue, NewRow
+from bridge.loss import Gone, Loss, LossReason, by_topic
+from bridge.message import event_id, event_subject, head, split
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -52,10 +53,8 @@ class Outcome(NamedTuple):
     stored: int = 0
     duplicates: int = 0
     conflicts: tuple[tuple[str, str], ...] = ()  # (topic, the producer's id)
-    refused: tuple[TooLarge, ...] = ()
-    dropped: int = 0
-    reason: str = ""
     blocked: str = ""
+    reason: str = ""
 
 
 class Store:
@@ -75,19 +74,17 @@ class Store:
         """Store what is new of a group, within the bounds, and write down what is refused or dropped."""
         if self._noted_session != self.session:
             queue.write_note(_SESSION_NOTE, str(queue.newest_id()))
-        refused = tuple(item for item in group.items if isinstance(item, TooLarge))
         arrivals = [item for item in group.items if isinstance(item, Arrival)]
         rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals)
-        dropped, reason = 0, ""
         if rows:
-            dropped, reason, blocked = self._make_room(queue, rows)
+            blocked, reason = self._make_room(queue, rows)
             if blocked:
                 return Outcome(blocked=blocked, reason=reason)
-        for item in refused:
-            queue.record_loss(Loss("too large", 1, item.topic, detail=f"{item.payload_bytes} bytes"))
+        for item in (item for item in group.items if isinstance(item, TooLarge)):
+            queue.record_loss(Loss(LossReason.TOO_LARGE, 1, item.topic, detail=f"{item.payload_bytes} bytes"))
         if rows:
             queue.put_rows(rows)
-        return Outcome(len(rows), duplicates, tuple(conflicts), refused, dropped, reason)
+        return Outcome(len(rows), duplicates, tuple(conflicts))
 
     def stored(self) -> None:
         """Remember that the last group is committed."""
@@ -138,31 +135,32 @@ class Store:
 
     # --- bounds ------------------------------------------------------------------------------------------------
 
-    def _make_room(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, str, str]:
-        """Keep the bounds; `rows` may become fewer. Returns (messages dropped, why, what there is to wait for)."""
+    def _make_room(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[str, str]:
+        """Keep the bounds; `rows` may become fewer. Returns what there is to wait for, if anything, and why."""
         bounds = self._bounds
         if bounds.min_free_disk_bytes and (free := queue.disk_free_bytes()) < bounds.min_free_disk_bytes:
             # Never a reason to drop: others may have filled the disk, and dropping would not free it.
             reason = f"only {free >> 20} MiB free on the disk, {bounds.min_free_disk_bytes >> 20} MiB are kept"
-            return 0, reason, "full"
-        over_messages, over_bytes, reason = self._excess(queue, rows)
-        if not reason:
-            return 0, "", ""
+            return "full", reason
+        over_messages, over_bytes, bound = self._excess(queue, rows)
+        if bound is None:
+            return "", ""
         counts = queue.counts()
         if bounds.overflow == "block":
             # A group that is larger than the bound itself would wait for ever: it may in when nothing else waits.
-            return 0, reason, "blocked" if counts.ready + counts.taken else ""
+            return "blocked" if counts.ready + counts.taken else "", bound.words
         if bounds.overflow == "drop-newest":
-            return _drop(queue, rows, over_messages, over_bytes, reason, newest=True), reason, ""
-        dropped, freed_bytes = queue.drop_oldest(over_messages, over_bytes, reason)
+            _drop(queue, rows, over_messages, over_bytes, bound, newest=True)
+            return "", ""
+        dropped, freed_bytes = queue.drop_oldest(over_messages, over_bytes, bound)
         # What is in flight cannot be dropped; the next oldest are then those that just came.
         over_messages, over_bytes = over_messages - dropped, over_bytes - freed_bytes
         if over_messages > 0 or (over_bytes > 0 and dropped):
-            dropped += _drop(queue, rows, over_messages, over_bytes, reason, newest=False)
-        return dropped, reason, ""
+            _drop(queue, rows, over_messages, over_bytes, bound, newest=False)
+        return "", ""
 
-    def _excess(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, int, str]:
-        """Return by how many messages and bytes the bounds would be passed, and the name of the bound."""
+    def _excess(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, int, LossReason | None]:
+        """Return by how many messages and bytes the bounds would be passed, and which bound."""
         bounds, counts = self._bounds, queue.counts()
         over_messages = over_bytes = 0
         if bounds.max_bytes:
@@ -174,22 +172,22 @@ class Store:
         if bounds.max_messages:
             over_messages = counts.ready + counts.taken + len(rows) - bounds.max_messages
         if over_messages > 0:
-            return over_messages, max(0, over_bytes), "queue.max_messages reached"
-        return 0, max(0, over_bytes), "queue.max_bytes reached" if over_bytes > 0 else ""
+            return over_messages, max(0, over_bytes), LossReason.MAX_MESSAGES
+        return 0, max(0, over_bytes), LossReason.MAX_BYTES if over_bytes > 0 else None
 
 
 def _drop(
-    queue: DiskQueue, rows: list[NewRow], over_messages: int, over_bytes: int, reason: str, *, newest: bool
-) -> int:
-    """Take rows off one end of those that came, until the bounds are kept; returns how many."""
+    queue: DiskQueue, rows: list[NewRow], over_messages: int, over_bytes: int, reason: LossReason, *, newest: bool
+) -> None:
+    """Take rows off one end of those that came, until the bounds are kept."""
     victims: list[NewRow] = []
     while rows and (len(victims) < over_messages or over_bytes > 0):
         victims.append(rows.pop(-1 if newest else 0))
         over_bytes -= len(victims[-1].data) + _ROW_OVERHEAD_BYTES
-    if victims:
-        in_order = victims[::-1] if newest else victims
-        queue.record_loss(Loss(reason, len(victims), None, tuple(event_id(row.data) for row in in_order)))
-    return len(victims)
+    in_order = victims[::-1] if newest else victims
+    gone = (Gone(event_id(row.data), event_subject(row.data), row.received_at) for row in in_order)
+    for loss in by_topic(reason, gone):
+        queue.record_loss(loss)
 
 
 def _fingerprint(middle: bytes, tail: bytes) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
 from bridge.liveness import IDLE
+from bridge.loss import Loss
 from bridge.message import DeadRow, Row
 
 T = TypeVar("T")
@@ -35,10 +36,21 @@ class _Job(NamedTuple):
 
 
 class DiskThread:
-    """The disk queue's async face. Make it on the event loop that awaits it; `close()` ends thread and file."""
+    """The disk queue's async face. Make it on the event loop that awaits it; `close()` ends thread and file.
 
-    def __init__(self, disk_queue: DiskQueue, *, keep_seconds: float, keep_messages: int) -> None:
+    `on_losses` is told on the loop what each transaction wrote in the loss ledger, before its verbs are answered.
+    """
+
+    def __init__(
+        self,
+        disk_queue: DiskQueue,
+        *,
+        keep_seconds: float,
+        keep_messages: int,
+        on_losses: Callable[[Sequence[Loss]], None] = lambda _: None,
+    ) -> None:
         self._queue = disk_queue
+        self._on_losses = on_losses
         self._keep = keep_seconds, keep_messages
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
@@ -153,6 +165,8 @@ class DiskThread:
                 self._failed = error
             self._answer([(job, None, error) for job in jobs])
         else:
+            if losses := self._queue.ledger.recent:
+                self._loop.call_soon_threadsafe(self._on_losses, losses)
             self._answer([(job, result, None) for job, result in zip(jobs, results, strict=True)])
 
     def _tidy(self, disk_queue: DiskQueue) -> None:

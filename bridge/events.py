@@ -115,11 +115,10 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """Rows were refused for good and set aside as dead."""
+    """Rows were refused for good and set aside as dead; `reason` with the HTTP status, if there was one."""
 
     messages: int
     reason: str
-    status_code: int | None
 
 
 @dataclass(frozen=True, slots=True)

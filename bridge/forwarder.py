@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import random as randomness
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, assert_never
 
@@ -24,7 +23,7 @@ from bridge.backoff import Breaker, Closed, Leave, Paused, Probe, Wait
 from bridge.batch import Batch, Limits
 from bridge.config.settings import UploadSettings
 from bridge.errors import DiskFullError
-from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Died, Emit
+from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Emit
 from bridge.liveness import IDLE
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row
 from bridge.verdict import Reply, judge
@@ -320,9 +319,8 @@ class _Lane(Generic[PreparedT]):
             self._of.emit(Delivered(len(row_ids), latency_seconds))
 
     async def _bury(self, dead: Sequence[DeadRow]) -> None:
-        if dead and await self._insist(lambda: self._of.outbox.reject(dead)):
-            for (reason, status_code), messages in Counter((row.reason, row.status_code) for row in dead).items():
-                self._of.emit(Died(messages, reason, status_code))
+        if dead:
+            await self._insist(lambda: self._of.outbox.reject(dead))
 
     async def _insist(self, write: Callable[[], Awaitable[None]]) -> bool:
         """Write what an answer said, also to a disk that is full for a while; False if the bridge stops before.

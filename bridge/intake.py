@@ -24,10 +24,8 @@ from bridge.events import (
     ConflictSeen,
     DiskRecovered,
     DiskTroubled,
-    Dropped,
     Emit,
     Received,
-    Refused,
     Stored,
     Withheld,
 )
@@ -256,10 +254,6 @@ class Intake:
             if topic not in self._warned_topics and len(self._warned_topics) < _TOPICS_MAX:
                 self._warned_topics.add(topic)
                 self._emit(ConflictSeen(topic, event_id))
-        for refused in outcome.refused:
-            self._emit(Refused(1, refused.topic, f"payload of {refused.payload_bytes} bytes is too large"))
-        if outcome.dropped:
-            self._emit(Dropped(outcome.dropped, outcome.reason))
 
 
 def _held_bytes(tail: bytes, topic: str) -> int:

@@ -185,9 +185,8 @@ class FaultLog:
                 yield from self._tally(logging.WARNING, what, messages, f', such as one on "{topic}"')
             case Dropped(messages, reason):
                 yield from self._tally(logging.ERROR, f"dropped, they are in the loss ledger: {reason}", messages)
-            case Died(messages, reason, status_code):
-                status = "" if status_code is None else f" (HTTP {status_code})"
-                yield from self._tally(logging.ERROR, f"dead, the cloud refuses them: {reason}{status}", messages)
+            case Died(messages, reason):
+                yield from self._tally(logging.ERROR, f"dead, they are kept and in the loss ledger: {reason}", messages)
 
     def _broken(self, name: str, level: int, what: str, error: str) -> Iterator[Line]:
         part = self._parts.setdefault(name, _Part(name))

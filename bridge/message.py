@@ -187,6 +187,16 @@ def event_id(data: bytes) -> str:
     return raw.decode() if b"\\" not in raw else str(orjson.loads(b'"%b"' % raw))
 
 
+def event_subject(data: bytes) -> str | None:
+    """Return the subject of a stored event: the topic it came on."""
+    head_bytes, _ = split(data)
+    start = head_bytes.find(b',"subject":"') + 11
+    if start < 11 or not data.startswith(_HEAD):  # noqa: PLR2004 - the length of what was looked for
+        subject = orjson.loads(data).get("subject")
+        return subject if isinstance(subject, str) else None
+    return str(orjson.loads(head_bytes[start : head_bytes.index(b',"time":', start)]))
+
+
 def payload_json(data: bytes) -> bytes:
     """Return the bare payload of a stored event as JSON: the payload itself, or `{"data_base64":"…"}`."""
     _, what = split(data)

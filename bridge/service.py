@@ -17,7 +17,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,6 @@ from bridge.events import (
     BrokerLost,
     DiskRecovered,
     DiskTroubled,
-    Dropped,
     Event,
     Hung,
     Moving,
@@ -46,6 +45,7 @@ from bridge.forwarder import Forwarder
 from bridge.intake import Intake
 from bridge.liveness import Pulse
 from bridge.log import EventLogger
+from bridge.loss import Loss, LossReason, events_of
 from bridge.message import CLOCK_SET_SINCE, adopt, redated
 from bridge.status import Bounds, Status, leaf_will, object_will
 from bridge.supervisor import Supervisor
@@ -102,11 +102,13 @@ class Service:
             durability=settings.queue.durability,
             adopt=lambda data, at: adopt(data, at, self._source_name, secrets.randbits(74)),
             redate=self._redate,
+            max_bytes=settings.queue.max_bytes,
         )
         self._disk = DiskThread(
             queue,
             keep_seconds=settings.queue.keep_delivered_seconds,
             keep_messages=settings.queue.keep_delivered_messages,
+            on_losses=self._tell_losses,
         )
         stack.push_async_callback(asyncio.to_thread, self._disk.close)
         former = await self._disk.run(lambda queue: orjson.loads(queue.note(_FILTERS_NOTE) or "[]"))
@@ -255,10 +257,8 @@ class Service:
         dropped = self._board.status.queue.ready if bounds.max_age_seconds else 0
         while dropped:
             before = time.time() - bounds.max_age_seconds
-            reason = "queue.max_age_seconds reached"
+            reason = LossReason.MAX_AGE
             dropped, _ = await self._disk.run(lambda queue: queue.drop_oldest(1000, 0, reason, before))  # noqa: B023
-            if dropped:
-                self._emit(Dropped(dropped, reason))
 
     async def _note_filters(self) -> None:
         """Write down what is subscribed to, once the broker has heard what is not any more."""
@@ -317,6 +317,11 @@ class Service:
         self._event_log(event)
         if isinstance(event, BrokerConnected):
             self._announcer.reconnected()  # the broker may have published this connection's will meanwhile
+
+    def _tell_losses(self, losses: Sequence[Loss]) -> None:
+        """Raise the counters by what the ledger got, and by nothing else: so they equal it."""
+        for event in events_of(losses):
+            self._emit(event)
 
     def _on_status_link(self, event: Event) -> None:
         if isinstance(event, BrokerConnected):

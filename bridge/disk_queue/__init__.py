@@ -22,7 +22,9 @@ The format, whole
                         together again, under the same idempotency key. Written with the next change that is
                         written anyway: until then nothing else was written, and taking again gives the same rows.
     edge_dead           why a row is dead: reason, HTTP status, attempts, time, excerpt of the answer
-    edge_loss           the loss ledger: what was refused, dropped or died, in the transaction that gave it up
+    edge_loss           the loss ledger: what was refused, dropped or died, in the transaction that gave it up;
+                        bounded: the oldest entries go
+    edge_loss_total     for each reason how many messages were ever lost; what was trimmed stays counted
     edge_note           what a later start must know (key, value); `clock_unset_from_row`: from there on rows may have
                         come before the clock was set, and wait for their right time
 
@@ -41,9 +43,10 @@ without an exception, the rows are on the medium (durability `power`: synchronou
 from __future__ import annotations
 
 from bridge.disk_queue.file import FILE_NAME, Durability
+from bridge.disk_queue.ledger import Entry
 from bridge.disk_queue.lock import FolderLock
 from bridge.disk_queue.queue import DiskQueue
-from bridge.disk_queue.rows import Counts, Loss, NewRow
+from bridge.disk_queue.rows import Counts, NewRow
 from bridge.disk_queue.serializer import serializer
 
-__all__ = ["FILE_NAME", "Counts", "DiskQueue", "Durability", "FolderLock", "Loss", "NewRow", "serializer"]
+__all__ = ["FILE_NAME", "Counts", "DiskQueue", "Durability", "Entry", "FolderLock", "NewRow", "serializer"]

@@ -28,10 +28,13 @@ CREATE TABLE IF NOT EXISTS edge_batch (first_id INTEGER PRIMARY KEY, last_id INT
 CREATE TABLE IF NOT EXISTS edge_dead (row_id INTEGER PRIMARY KEY, reason TEXT NOT NULL, status_code INTEGER,
     attempts INTEGER NOT NULL, at FLOAT NOT NULL, excerpt TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS edge_loss (loss_id INTEGER PRIMARY KEY AUTOINCREMENT, at FLOAT NOT NULL,
-    reason TEXT NOT NULL, messages INTEGER NOT NULL, topic TEXT, event_ids TEXT NOT NULL, detail TEXT NOT NULL);
+    reason TEXT NOT NULL, messages INTEGER NOT NULL, topic TEXT, event_ids TEXT NOT NULL, detail TEXT NOT NULL,
+    first_at FLOAT, last_at FLOAT);
+CREATE TABLE IF NOT EXISTS edge_loss_total (reason TEXT PRIMARY KEY, messages INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS edge_note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 ADDED_COLUMNS = {"crc": "INTEGER", "packet_id": "INTEGER", "event_id": "TEXT", "settled_at": "FLOAT"}
+LEDGER_COLUMNS = {"first_at", "last_at"}  # came later than the table
 STOCK_COLUMNS = {"_id", "data", "timestamp", "status"}
 
 

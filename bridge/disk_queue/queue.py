@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 from persistqueue import SQLiteAckQueue
 
 from bridge.disk_queue.faults import mapped
@@ -21,22 +20,23 @@ from bridge.disk_queue.file import (
     APPLICATION_ID,
     FILE_NAME,
     FORMAT_VERSION,
+    LEDGER_COLUMNS,
     SCHEMA,
     Durability,
     make_private,
     refuse_foreign,
     set_pragmas,
 )
-from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, Loss, NewRow, Span, State, merged, runs
+from bridge.disk_queue.ledger import Entry, Ledger, entries_max
+from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Span, State, merged, runs
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import QueueDamagedError
-from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, reads_as_ours
+from bridge.loss import Gone, Loss, LossReason, by_topic
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, reads_as_ours
 
-_INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
+_INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
-_LOSSES_MAX = 10_000  # entries of the ledger ...
-_LOSS_IDS_MAX = 100  # ... and ids in one of them; the number of messages is always exact
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 _REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
 _UNSET_NOTE = "clock_unset_from_row"
@@ -48,9 +48,10 @@ Redate = Callable[[bytes], tuple[bytes, float] | None]
 class DiskQueue(SQLiteAckQueue):
     """The queue on disk; every verb runs inside `transaction()` and is durable when that is left.
 
-    `adopt` turns what the stock library stored (bytes, time) into a stored event, or None if it cannot.
-    `redate` puts right the time of a stored event that came before the clock was set: (event, time), or None as long
-    as it cannot. Raises QueueUnusableError (the operator must act), QueueDamagedError, DiskFullError, DiskFailedError.
+    `adopt` turns what the stock library stored (bytes, time) into a stored event, or None if it cannot. `redate` puts
+    right the time of a stored event that came before the clock was set: (event, time), or None as long as it cannot.
+    `max_bytes` is the configured bound (0: none); it decides how long the loss ledger may become, and is kept by
+    admission. Raises QueueUnusableError (the operator must act), QueueDamagedError, DiskFullError, DiskFailedError.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class DiskQueue(SQLiteAckQueue):
         durability: Durability = "power",
         adopt: Adopt = lambda data, _: data,
         redate: Redate = lambda _: None,
+        max_bytes: int = 0,
     ) -> None:
         self.folder = folder
         self._durability = durability
@@ -67,6 +69,7 @@ class DiskQueue(SQLiteAckQueue):
         self._changed = False
         with mapped(folder):
             super().__init__(str(folder), multithreading=False, auto_resume=False, serializer=serializer)
+            self.ledger = Ledger(self._conn, entries_max(max_bytes))
             self._prepare()
 
     # --- opening -----------------------------------------------------------------------------------------------
@@ -102,6 +105,9 @@ class DiskQueue(SQLiteAckQueue):
                 self._conn.execute(f"ALTER TABLE ack_queue_default ADD COLUMN {column} {kind}")
         for statement in SCHEMA.split(";"):
             self._conn.execute(statement)
+        ledger_known = {row[1] for row in self._conn.execute("PRAGMA table_info(edge_loss)")}
+        for column in LEDGER_COLUMNS - ledger_known:
+            self._conn.execute(f"ALTER TABLE edge_loss ADD COLUMN {column} FLOAT")
         self._conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._conn.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         self._conn.execute("COMMIT")
@@ -142,6 +148,7 @@ class DiskQueue(SQLiteAckQueue):
         """Run the verbs inside as one transaction with one sync; on any error nothing of it happened."""
         before = self._state
         self._changed = False
+        self.ledger.recent = []
         try:
             with mapped(self.folder):
                 self._conn.execute("BEGIN")
@@ -316,9 +323,9 @@ class DiskQueue(SQLiteAckQueue):
             "INSERT OR REPLACE INTO edge_dead VALUES (?, ?, ?, ?, ?, ?)",
             [(row.row_id, row.reason, row.status_code, row.attempts, now, row.excerpt) for row in dead],
         )
-        for row in dead:
-            data = self.stored_event(row.row_id)
-            self.record_loss(Loss("dead", 1, None, _ids_of(data), f"row {row.row_id}: {row.reason}"))
+        details = {row.row_id: row.reason + (f" (HTTP {row.status_code})" if row.status_code else "") for row in dead}
+        for detail in dict.fromkeys(details.values()):
+            self._lose(LossReason.DEAD, [i for i, its_detail in details.items() if its_detail == detail], detail)
         self._become(waiting=self._state.waiting - len(dead), dead=self._state.dead + len(dead))
 
     def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None:
@@ -349,24 +356,26 @@ class DiskQueue(SQLiteAckQueue):
 
     def record_loss(self, loss: Loss) -> None:
         """Write the loss ledger; call it in the transaction in which the messages are given up."""
-        self._conn.execute(
-            "INSERT INTO edge_loss (at, reason, messages, topic, event_ids, detail) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                time.time(),
-                loss.reason,
-                loss.messages,
-                loss.topic,
-                orjson.dumps(loss.event_ids[:_LOSS_IDS_MAX]),
-                loss.detail,
-            ),
-        )
-        self._conn.execute(
-            "DELETE FROM edge_loss WHERE loss_id <= (SELECT MAX(loss_id) FROM edge_loss) - ?", (_LOSSES_MAX,)
-        )
+        self.ledger.record(loss)
         self._changed = True
 
+    def _lose(self, reason: LossReason, row_ids: Sequence[int], detail: str = "") -> None:
+        """Write rows that are still there in the ledger."""
+        gone: list[Gone] = []
+        for first, last in runs(row_ids):
+            gone += [
+                _gone(data, received_at)
+                for data, received_at in self._conn.execute(
+                    "SELECT CAST(data AS BLOB), CAST(timestamp AS REAL) FROM ack_queue_default"
+                    " WHERE _id BETWEEN ? AND ? ORDER BY _id",
+                    (first, last),
+                )
+            ]
+        for loss in by_topic(reason, gone, detail):
+            self.record_loss(loss)
+
     def drop_oldest(
-        self, messages_min: int, bytes_min: int, reason: str, received_before: float | None = None
+        self, messages_min: int, bytes_min: int, reason: LossReason, received_before: float | None = None
     ) -> tuple[int, int]:
         """Give up the oldest ready rows, at least so many and so many bytes, written in the loss ledger (I9).
 
@@ -374,28 +383,30 @@ class DiskQueue(SQLiteAckQueue):
         """
         taken: frozenset[int] = frozenset().union(*(span.ids for span in self._state.flying))
         row_ids: list[int] = []
-        event_ids: list[str] = []
         freed_bytes = 0
         rows = self._conn.execute(
-            "SELECT _id, CAST(data AS BLOB), CAST(timestamp AS REAL) FROM ack_queue_default INDEXED BY edge_ready"
+            "SELECT _id, LENGTH(data), CAST(timestamp AS REAL) FROM ack_queue_default INDEXED BY edge_ready"
             " WHERE status < 2 ORDER BY _id"
         )
-        for row_id, data, received_at in rows:
+        for row_id, size_bytes, received_at in rows:
             if len(row_ids) >= messages_min and freed_bytes >= bytes_min:
                 break
             if received_before is not None and received_at >= received_before:
                 break
             if row_id not in taken and (received_before is None or received_at > CLOCK_SET_SINCE):
                 row_ids.append(row_id)
-                event_ids += _ids_of(data)
-                freed_bytes += len(data or b"")
+                freed_bytes += size_bytes or 0
         rows.close()
+        self._give_up(row_ids, reason)
+        return len(row_ids), freed_bytes
+
+    def _give_up(self, row_ids: Sequence[int], reason: LossReason) -> None:
+        """Delete waiting rows, after the ledger has them."""
+        self._lose(reason, row_ids)
         for first, last in runs(row_ids):
             self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?", (first, last))
         if row_ids:
-            self.record_loss(Loss(reason, len(row_ids), None, tuple(event_ids), f"rows {row_ids[0]} to {row_ids[-1]}"))
             self._become(waiting=self._state.waiting - len(row_ids))
-        return len(row_ids), freed_bytes
 
     def excess(self, keep_messages: int) -> int:
         """Return how many delivered rows there are above the number to be kept."""
@@ -477,10 +488,9 @@ class DiskQueue(SQLiteAckQueue):
         self._conn.execute("INSERT OR REPLACE INTO edge_note VALUES (?, ?)", (key, value))
         self._changed = True
 
-    def losses(self) -> list[Loss]:
+    def losses(self) -> list[Entry]:
         """Return the loss ledger, oldest first."""
-        rows = self._conn.execute("SELECT reason, messages, topic, event_ids, detail FROM edge_loss ORDER BY loss_id")
-        return [Loss(reason, n, topic, tuple(orjson.loads(ids)), detail) for reason, n, topic, ids, detail in rows]
+        return self.ledger.entries()
 
     def dead_rows(self) -> list[DeadRow]:
         """Return why each dead row is dead, oldest first."""
@@ -530,11 +540,13 @@ def _is_undated(received_at: Any) -> bool:
     return isinstance(received_at, (int, float)) and received_at < CLOCK_SET_SINCE
 
 
-def _ids_of(data: bytes | None) -> tuple[str, ...]:
+def _gone(data: bytes | None, received_at: Any) -> Gone:
+    is_time = isinstance(received_at, float) and 0 <= received_at < _TIME_MAX
+    at = received_at if is_time else None
     try:
-        return (event_id(data),) if data else ()
+        return Gone(event_id(data), event_subject(data), at) if data else Gone(None, None, at)
     except (ValueError, TypeError, KeyError):  # what cannot be decoded has no id to tell
-        return ()
+        return Gone(None, None, at)
 
 
 def _insert_sql(rows: int) -> str:

@@ -1,4 +1,4 @@
-"""The values of the queue: rows to store, the state in memory, losses, counts, spans of row ids. Pure."""
+"""The values of the queue: rows to store, the state in memory, counts, spans of row ids. Pure."""
 
 from __future__ import annotations
 
@@ -16,16 +16,6 @@ class NewRow(NamedTuple):
     received_at: float
     packet_id: int | None = None
     event_id: str | None = None
-
-
-class Loss(NamedTuple):
-    """One entry of the loss ledger: messages that are gone, which, and why."""
-
-    reason: str
-    messages: int
-    topic: str | None
-    event_ids: tuple[str, ...] = ()
-    detail: str = ""
 
 
 class Counts(NamedTuple):

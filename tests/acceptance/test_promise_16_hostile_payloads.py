@@ -126,7 +126,7 @@ def test_one_byte_too_many_is_refused_counted_and_written_in_the_ledger(tmp_path
         assert len(stage.log("too large")) >= 1
         stage.stop()
         ledger = stage.select("SELECT reason, messages, topic, detail FROM edge_loss ORDER BY loss_id")
-        assert [(reason, messages, topic) for reason, messages, topic, _ in ledger] == [("too large", 1, TOPIC)] * 2
+        assert [(reason, messages, topic) for reason, messages, topic, _ in ledger] == [("too_large", 1, TOPIC)] * 2
         assert ledger[0][3] == f"{PAYLOAD_BYTES_MAX + 1} bytes"
 
 

@@ -13,12 +13,25 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "bridge"
 
-PURE = {"errors", "message", "events", "topics", "wire", "batch", "verdict", "backoff", "agenda", "status", "liveness"}
+PURE = {
+    "errors",
+    "message",
+    "events",
+    "topics",
+    "loss",
+    "wire",
+    "batch",
+    "verdict",
+    "backoff",
+    "agenda",
+    "status",
+    "liveness",
+}
 EDGES = {"broker", "disk_queue", "uploader", "web", "receiver", "supervisor", "clock"}
 LAYERS = (
     {"errors"},
     {"message", "events", "topics"},
-    {"config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log", "liveness"},
+    {"loss", "config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log", "liveness"},
     EDGES,
     {"disk_thread", "admission", "intake", "forwarder", "announcer"},
     {"service"},

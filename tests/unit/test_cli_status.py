@@ -141,7 +141,7 @@ def test_the_table_has_what_an_operator_looks_for() -> None:
         Received(123_456),
         Stored(123_400, 4, 1),
         Delivered(120_000, 0.012),
-        Died(3, "bad", 400),
+        Died(3, "bad"),
         counted,
     )
     text = words(shown(told(*events, CloudPaused("HTTP 401", 60.0))))

@@ -18,7 +18,7 @@ from bridge.backoff import PROBE_SECONDS
 from bridge.batch import Batch
 from bridge.config.settings import UploadSettings
 from bridge.errors import DiskFullError
-from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Died, Event
+from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Event
 from bridge.forwarder import Forwarder
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, head, head_middle, tail
 from bridge.verdict import Reply
@@ -198,7 +198,6 @@ async def test_a_dead_row_is_told_with_its_reason() -> None:
     scene = Scene(4, lambda batch: Reply(422 if 2 in batch.row_ids else 200))
     await scene.settle_all()
     assert scene.outbox.dead == {2: DeadRow(2, "refused", 422, 2, "")}  # among four, then alone
-    assert scene.seen(Died) == [Died(1, "refused", 422)]
 
 
 async def test_the_next_batch_is_taken_and_prepared_while_one_is_out() -> None:

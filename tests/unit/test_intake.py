@@ -15,7 +15,7 @@ from bridge.clock import Boot
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
-from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Refused, Stored, Withheld
+from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Stored, Withheld
 from bridge.intake import Intake
 from bridge.message import Publish
 from bridge.wire import TooLarge
@@ -57,8 +57,7 @@ class FakeStore:
 
     def __call__(self, _queue: object, group: Group) -> Outcome:
         self.groups.append(group)
-        refused = tuple(item for item in group.items if isinstance(item, TooLarge))
-        return Outcome(stored=len(group.items) - len(refused), refused=refused)
+        return Outcome(stored=sum(not isinstance(item, TooLarge) for item in group.items))
 
 
 class FakeBroker:
@@ -165,16 +164,14 @@ async def test_a_failed_disk_ends_the_task_and_confirms_nothing() -> None:
     assert bench.broker.confirmed == []
 
 
-async def test_too_large_ones_are_refused_confirmed_in_their_place_and_told() -> None:
+async def test_too_large_ones_are_handed_on_without_payload_and_confirmed_in_their_place() -> None:
     bench = Bench(linger_ms=0, max_payload_bytes=10)
     async with running(bench):
         bench.intake.receive([*publishes(1), *publishes(2, payload=b"x" * 11), TooLarge("t", 3, 99), *publishes(4)], 7)
         await asyncio.wait_for(bench.intake.drained(), 1)
     assert bench.broker.confirmed == [([1, 2, 3, 4], 7)]
-    assert [event.reason for event in bench.saw(Refused)] == [
-        "payload of 11 bytes is too large",
-        "payload of 99 bytes is too large",
-    ]
+    items = [item for group in bench.store.groups for item in group.items]
+    assert [item for item in items if isinstance(item, TooLarge)] == [TooLarge("t", 2, 11), TooLarge("t", 3, 99)]
 
 
 async def test_qos_0_messages_are_stored_and_not_confirmed() -> None:

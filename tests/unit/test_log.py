@@ -154,7 +154,7 @@ def test_a_conflict_is_warned_about_once_a_topic() -> None:
     [
         (Refused(3, "a/b", "too large"), logging.WARNING, 'too large, such as one on "a/b"'),
         (Dropped(3, "max_bytes"), logging.ERROR, "dropped, they are in the loss ledger: max_bytes"),
-        (Died(3, "schema", 422), logging.ERROR, "schema (HTTP 422)"),
+        (Died(3, "schema (HTTP 422)"), logging.ERROR, "schema (HTTP 422)"),
     ],
 )
 def test_messages_with_the_same_fate_are_told_at_once_and_then_summed_up(event: Event, level: int, words: str) -> None:
@@ -173,7 +173,7 @@ def test_messages_with_the_same_fate_are_told_at_once_and_then_summed_up(event: 
 def test_ever_new_topics_and_reasons_do_not_fill_the_memory_or_the_log() -> None:
     log = Recorder()
     for number in range(3000):
-        log.see(ConflictSeen(f"t{number}", "1"), Died(1, f"reason {number}", 400))
+        log.see(ConflictSeen(f"t{number}", "1"), Died(1, f"reason {number}"))
     assert len(log.lines) <= 2001
     assert len(log._log._tallies) <= 1001
     log.now += REMIND_SECONDS

@@ -180,7 +180,7 @@ def test_the_cloud_being_away_is_not_unready(event: Event, *, can_store: bool, r
 
 
 def test_every_counter_counts_its_own_event() -> None:
-    events = (Received(9), Stored(5, 2, 1), Refused(3, "a", "large"), Dropped(4, "full"), Died(6, "bad", 400))
+    events = (Received(9), Stored(5, 2, 1), Refused(3, "a", "large"), Dropped(4, "full"), Died(6, "bad"))
     of = status(*events, Delivered(7, 0.1), Received(1))
     messages = tree(of, START)["messages"]
     assert messages == {

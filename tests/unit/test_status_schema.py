@@ -40,7 +40,7 @@ any_event = st.one_of(
     st.builds(events.Withheld, counts),
     st.builds(events.DiskRecovered),
     st.builds(events.Delivered, counts, seconds),
-    st.builds(events.Died, counts, texts, st.none() | st.integers(100, 599)),
+    st.builds(events.Died, counts, texts),
     st.builds(events.CloudAnswered),
     st.builds(events.CloudFailed, texts, seconds, st.booleans()),
     st.builds(events.CloudPaused, texts, seconds),

@@ -1,0 +1,137 @@
+"""The loss ledger: what is gone, which messages, when and why, written in the transaction that gives them up (I9).
+
+Entries are exact lists of ids: at most `_ENTRY_IDS_MAX` ids and `_ENTRY_BYTES_MAX` bytes each, so that a ledger of
+`entries_max` entries takes a known part of the disk (I5). A large loss becomes several entries; small ones of the
+same kind and topic that follow each other within a minute become one. When the oldest entries are trimmed their ids
+are forgotten, but never their number: `edge_loss_total` counts every message for every reason, for ever.
+
+`recent` is what the transaction under way (or the last one) recorded; after its commit the counters of the status are
+raised by exactly that. Never opens, commits or decides.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import orjson
+
+from bridge.loss import Loss
+
+_ENTRIES_MAX = 10_000  # a million ids
+_ENTRIES_MIN = 16
+_ENTRY_IDS_MAX = 100
+_ENTRY_BYTES_MAX = 4096  # of ids as JSON: a hundred UUIDs
+_SHARE_OF_QUEUE = 16  # with a bound in bytes the ledger takes at most this part of it
+_JOIN_SECONDS = 60.0  # losses that follow each other so closely share an entry ...
+_JOIN_ENTRIES = 64  # ... if it is among the last so many
+
+_ENTRY_COLUMNS = "loss_id, at, reason, messages, topic, event_ids, detail, first_at, last_at"
+
+
+class Entry(NamedTuple):
+    """One entry of the ledger. `at`: when it was last written; the rest as in `Loss`."""
+
+    loss_id: int
+    at: float
+    reason: str
+    messages: int
+    topic: str | None
+    event_ids: tuple[str, ...]
+    detail: str
+    first_at: float | None
+    last_at: float | None
+
+
+def entries_max(queue_bytes_max: int) -> int:
+    """Return how many entries a queue of this bound may keep; 0 = no bound."""
+    if not queue_bytes_max:
+        return _ENTRIES_MAX
+    return max(_ENTRIES_MIN, min(_ENTRIES_MAX, queue_bytes_max // _SHARE_OF_QUEUE // _ENTRY_BYTES_MAX))
+
+
+class Ledger:
+    """The ledger's tables on the queue's own connection."""
+
+    def __init__(self, connection: sqlite3.Connection, entries_max: int) -> None:
+        self._connection = connection
+        self._entries_max = entries_max
+        self.recent: list[Loss] = []
+
+    def record(self, loss: Loss) -> None:
+        """Write a loss down, inside the transaction that gives the messages up."""
+        if not loss.messages:
+            return
+        self.recent.append(loss)
+        self._connection.execute(
+            "INSERT INTO edge_loss_total (reason, messages) VALUES (?, ?)"
+            " ON CONFLICT (reason) DO UPDATE SET messages = messages + excluded.messages",
+            (loss.reason, loss.messages),
+        )
+        now = time.time()
+        for messages, event_ids in _pieces(loss):
+            self._write(loss, messages, event_ids, now)
+        self._connection.execute(
+            "DELETE FROM edge_loss WHERE loss_id <= (SELECT MAX(loss_id) FROM edge_loss) - ?", (self._entries_max,)
+        )
+
+    def entries(self, after_id: int = 0, count_max: int = _ENTRIES_MAX) -> list[Entry]:
+        """Return entries above this id, oldest first."""
+        rows = self._connection.execute(
+            f"SELECT {_ENTRY_COLUMNS} FROM edge_loss WHERE loss_id > ? ORDER BY loss_id LIMIT ?", (after_id, count_max)
+        )
+        return [_entry(row) for row in rows]
+
+    def totals(self) -> dict[str, int]:
+        """Return how many messages were ever lost for each reason; exact also after entries were trimmed."""
+        return dict(self._connection.execute("SELECT reason, messages FROM edge_loss_total ORDER BY reason"))
+
+    def _write(self, loss: Loss, messages: int, event_ids: list[str], now: float) -> None:
+        first_at, last_at = (now if at is None else at for at in (loss.first_at, loss.last_at))
+        last = self._last_of(loss, now) if len(event_ids) < _ENTRY_IDS_MAX else None
+        if last and _fits(joined := [*last.event_ids, *event_ids]):
+            self._connection.execute(
+                "UPDATE edge_loss SET at = ?, messages = messages + ?, event_ids = ?,"
+                " first_at = MIN(IFNULL(first_at, ?), ?), last_at = MAX(IFNULL(last_at, ?), ?) WHERE loss_id = ?",
+                (now, messages, orjson.dumps(joined).decode(), *[first_at] * 2, *[last_at] * 2, last[0]),
+            )
+            return
+        self._connection.execute(
+            "INSERT INTO edge_loss (at, reason, messages, topic, event_ids, detail, first_at, last_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(now, loss.reason, messages, loss.topic),
+                *(orjson.dumps(event_ids).decode(), loss.detail, first_at, last_at),
+            ),
+        )
+
+    def _last_of(self, loss: Loss, now: float) -> Entry | None:
+        row = self._connection.execute(
+            f"SELECT {_ENTRY_COLUMNS} FROM edge_loss WHERE loss_id > (SELECT MAX(loss_id) FROM edge_loss) - ?"
+            " AND reason = ? AND topic IS ? AND detail = ? AND ABS(at - ?) < ? ORDER BY loss_id DESC LIMIT 1",
+            (_JOIN_ENTRIES, loss.reason, loss.topic, loss.detail, now, _JOIN_SECONDS),
+        ).fetchone()
+        return _entry(row) if row else None
+
+
+def _entry(row: tuple[int, float, str, int, str | None, str, str, float | None, float | None]) -> Entry:
+    return Entry(*row[:5], tuple(orjson.loads(row[5])), *row[6:])
+
+
+def _fits(event_ids: list[str]) -> bool:
+    return len(event_ids) <= _ENTRY_IDS_MAX and len(orjson.dumps(event_ids)) <= _ENTRY_BYTES_MAX
+
+
+def _pieces(loss: Loss) -> Iterator[tuple[int, list[str]]]:
+    """Divide a loss into (messages, ids) that fit an entry each; messages without a known id go with the last."""
+    left, piece, size_bytes = loss.messages, list[str](), 2
+    for event_id in loss.event_ids:
+        id_bytes = len(orjson.dumps(event_id)) + 1
+        if piece and (len(piece) == _ENTRY_IDS_MAX or size_bytes + id_bytes > _ENTRY_BYTES_MAX):
+            yield len(piece), piece
+            left, piece, size_bytes = left - len(piece), [], 2
+        piece.append(event_id)
+        size_bytes += id_bytes
+    yield left, piece

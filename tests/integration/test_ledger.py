@@ -1,0 +1,149 @@
+"""I9 and I5 on a real queue: the loss ledger names the messages while it can, counts all of them, is bounded."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.disk_queue.ledger import entries_max
+from bridge.errors import QueueDamagedError
+from bridge.loss import Loss, LossReason
+from bridge.message import DeadRow, head, head_middle, tail
+
+
+def event(name: str, topic: str = "t") -> bytes:
+    return head(name, head_middle("edge/x", topic), "2026-01-01T00:00:00Z") + tail(b"1", is_json=True)
+
+
+@pytest.fixture
+def disk_queue(tmp_path: Path) -> Iterator[DiskQueue]:
+    queue = DiskQueue(tmp_path, durability="crash")
+    yield queue
+    queue.close()
+
+
+def record(queue: DiskQueue, *losses: Loss) -> None:
+    with queue.transaction():
+        for loss in losses:
+            queue.record_loss(loss)
+
+
+def lost(names: list[str], reason: LossReason = LossReason.MAX_BYTES, topic: str | None = "t") -> Loss:
+    return Loss(reason, len(names), topic, tuple(names))
+
+
+def test_a_drop_names_every_message_by_topic_with_the_time_it_came(disk_queue: DiskQueue) -> None:
+    names = [f"m{number:03}" for number in range(250)]
+    rows = [NewRow(event(name, f"cam/{n % 2}"), 1_700_000_000.0 + n) for n, name in enumerate(names)]
+    with disk_queue.transaction():
+        disk_queue.put_rows(rows)
+        disk_queue.drop_oldest(240, 0, LossReason.MAX_MESSAGES)
+    entries = disk_queue.losses()
+    for camera in (0, 1):
+        mine = [entry for entry in entries if entry.topic == f"cam/{camera}"]
+        assert [name for entry in mine for name in entry.event_ids] == names[camera:240:2]
+        assert sum(entry.messages for entry in mine) == 120
+        assert min(entry.first_at or 0 for entry in mine) == 1_700_000_000.0 + camera
+        assert max(entry.last_at or 0 for entry in mine) == 1_700_000_000.0 + 238 + camera
+    assert all(time.time() - 60 < entry.at <= time.time() for entry in entries)
+
+
+def test_losses_that_follow_each_other_share_an_entry_up_to_its_bound(disk_queue: DiskQueue) -> None:
+    for number in range(250):
+        record(disk_queue, lost([f"m{number}"]))
+    entries = disk_queue.losses()
+    assert [len(entry.event_ids) for entry in entries] == [100, 100, 50]
+    assert [name for entry in entries for name in entry.event_ids] == [f"m{number}" for number in range(250)]
+
+
+def test_losses_of_another_kind_have_an_entry_of_their_own(disk_queue: DiskQueue) -> None:
+    record(disk_queue, lost(["a"]), lost(["b"], topic=None), lost(["c"], LossReason.EXPIRED), lost(["d"]))
+    assert [(entry.reason, entry.topic, entry.event_ids) for entry in disk_queue.losses()] == [
+        ("max_bytes", "t", ("a", "d")),
+        ("max_bytes", None, ("b",)),
+        ("expired", "t", ("c",)),
+    ]
+
+
+def test_an_entry_is_bounded_in_bytes_however_long_the_ids(disk_queue: DiskQueue) -> None:
+    names = [f"{number:03}" + "ä\\" * 250 for number in range(40)]
+    record(disk_queue, lost(names))
+    stored = disk_queue._conn.execute("SELECT LENGTH(CAST(event_ids AS BLOB)) FROM edge_loss").fetchall()
+    assert max(size for (size,) in stored) <= 4096
+    assert [name for entry in disk_queue.losses() for name in entry.event_ids] == names
+
+
+def test_messages_without_an_id_are_counted_all_the_same(disk_queue: DiskQueue) -> None:
+    record(disk_queue, Loss(LossReason.MAX_BYTES, 250, "t", tuple(f"m{n}" for n in range(120))))
+    assert [(entry.messages, len(entry.event_ids)) for entry in disk_queue.losses()] == [(100, 100), (150, 20)]
+
+
+def test_what_is_trimmed_stays_counted_over_restarts(tmp_path: Path) -> None:
+    """The ledger of a small queue is small; the totals never forget."""
+    for start in range(3):
+        queue = DiskQueue(tmp_path, durability="crash", max_bytes=1_000_000)
+        for number in range(40):
+            record(queue, lost([f"{start}-{number}-{n}" for n in range(100)]))
+        assert len(queue.losses()) == entries_max(1_000_000) == 16
+        assert queue.losses()[-1].event_ids[-1] == f"{start}-39-99"
+        assert queue.ledger.totals() == {"max_bytes": 4000 * (start + 1)}
+        queue.close()
+
+
+@pytest.mark.parametrize(("max_bytes", "entries"), [(0, 10_000), (1 << 40, 10_000), (10_000_000, 152), (1, 16)])
+def test_the_ledger_takes_a_small_part_of_the_queue(max_bytes: int, entries: int) -> None:
+    assert entries_max(max_bytes) == entries
+
+
+def test_a_loss_that_was_undone_is_neither_written_nor_told(disk_queue: DiskQueue) -> None:
+    def fail() -> None:
+        with disk_queue.transaction():
+            disk_queue.record_loss(lost(["a"]))
+            disk_queue.ack_rows([99])
+
+    with pytest.raises(QueueDamagedError):
+        fail()
+    record(disk_queue, lost(["b"]))
+    assert disk_queue.ledger.recent == [lost(["b"])]
+    assert disk_queue.ledger.totals() == {"max_bytes": 1}
+    assert [entry.event_ids for entry in disk_queue.losses()] == [("b",)]
+
+
+def test_dead_rows_are_told_with_reason_and_status(disk_queue: DiskQueue) -> None:
+    with disk_queue.transaction():
+        disk_queue.put_rows([NewRow(event(name), 1.0) for name in "abcd"])
+        rows = disk_queue.take(10, 1 << 20)
+        kinds = (("refused", 422), ("too_large", 413), ("refused", 422), ("crc", None))
+        disk_queue.reject([DeadRow(row.row_id, *kind) for row, kind in zip(rows, kinds, strict=True)])
+    assert [(entry.reason, entry.detail, entry.event_ids) for entry in disk_queue.losses()] == [
+        ("dead", "refused (HTTP 422)", ("a", "c")),
+        ("dead", "too_large (HTTP 413)", ("b",)),
+        ("dead", "crc", ("d",)),
+    ]
+
+
+def test_the_ledger_of_an_earlier_bridge_is_kept(tmp_path: Path) -> None:
+    """Its table had fewer columns."""
+    queue = DiskQueue(tmp_path, durability="crash")
+    queue.close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.executescript(
+            "DROP TABLE edge_loss; DROP TABLE edge_loss_total; PRAGMA user_version = 0;"
+            "CREATE TABLE edge_loss (loss_id INTEGER PRIMARY KEY AUTOINCREMENT, at FLOAT NOT NULL,"
+            " reason TEXT NOT NULL, messages INTEGER NOT NULL, topic TEXT,"
+            " event_ids TEXT NOT NULL, detail TEXT NOT NULL);"
+            "INSERT INTO edge_loss VALUES (7, 1.0, 'too large', 1, 't', '[]', '9 bytes');"
+        )
+    connection.close()
+    queue = DiskQueue(tmp_path, durability="crash")
+    record(queue, lost(["a"]))
+    assert [(entry.loss_id, entry.reason, entry.first_at is None) for entry in queue.losses()] == [
+        (7, "too large", True),
+        (8, "max_bytes", False),
+    ]
+    queue.close()
