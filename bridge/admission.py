@@ -37,6 +37,7 @@ class Arrival(NamedTuple):
     packet_id: int
     dup: bool
     session: int
+    expires_at: float | None = None
 
 
 class Group(NamedTuple):
@@ -116,7 +117,7 @@ class Store:
                     known[own_id] = fingerprint
             data = head(own_id or self._fresh_id(), arrival.middle, arrival.time) + arrival.tail
             packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None
-            rows.append(NewRow(data, arrival.received_at, packet_id, own_id))
+            rows.append(NewRow(data, arrival.received_at, packet_id, own_id, arrival.expires_at))
         return rows, duplicates, conflicts
 
     def _was_stored(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> bool:

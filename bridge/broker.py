@@ -383,8 +383,9 @@ class Broker:
         properties = message.properties
         user = dict(reversed(getattr(properties, "UserProperty", []) or []))
         content_type = getattr(properties, "ContentType", None)
+        expiry_seconds = getattr(properties, "MessageExpiryInterval", None)
         self._arrived.append(
-            Publish(topic, payload, packet_id, bool(message.dup), user.get("id") or None, content_type)
+            Publish(topic, payload, packet_id, bool(message.dup), user.get("id") or None, content_type, expiry_seconds)
         )
 
     # --- the event loop's side ---------------------------------------------------------------------------------

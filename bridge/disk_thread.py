@@ -76,8 +76,8 @@ class DiskThread:
     async def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
         """Take the oldest ready rows; () if there are none."""
         self._maybe_ready.clear()
-        rows = await self.run(lambda queue: queue.take(messages_max, bytes_max))
-        if rows:
+        rows, has_more = await self.run(lambda queue: (queue.take(messages_max, bytes_max), queue.has_ready))
+        if rows or has_more:
             self._maybe_ready.set()
         return rows
 

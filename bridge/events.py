@@ -86,7 +86,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Messages were given up at a bound of the queue, after the loss ledger had them."""
+    """Messages were given up (at a bound, expired, by hand), after the loss ledger had them."""
 
     messages: int
     reason: str

@@ -161,6 +161,7 @@ class Intake:
             message.packet_id,
             message.dup,
             self._store.session,
+            None if message.expiry_seconds is None else now + message.expiry_seconds,
         )
 
     def _middle(self, topic: str) -> bytes:

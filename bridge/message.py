@@ -45,6 +45,7 @@ class Publish(NamedTuple):
     dup: bool
     user_id: str | None = None  # MQTT 5 user property `id`
     content_type: str | None = None  # MQTT 5 property Content Type
+    expiry_seconds: int | None = None  # MQTT 5 property Message Expiry Interval, less what it waited at the broker
 
 
 class Row(NamedTuple):

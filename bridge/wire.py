@@ -35,7 +35,7 @@ Item = Publish | TooLarge | bytes  # bytes: one whole packet of another kind
 
 # MQTT 5, section 2.2.2.2: how long the value of each property is that a PUBLISH may carry.
 _FIXED_BYTES = {0x01: 1, 0x02: 4, 0x23: 2}  # payload format, message expiry, topic alias
-_CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION, _SUBSCRIPTION, _USER = 0x03, 0x08, 0x09, 0x0B, 0x26
+_EXPIRY, _CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION, _SUBSCRIPTION, _USER = 0x02, 0x03, 0x08, 0x09, 0x0B, 0x26
 
 
 class Splitter:
@@ -91,17 +91,17 @@ class Splitter:
                 raise MalformedError("a PUBLISH that ends before its packet id")
             packet_id = buffer[at] << 8 | buffer[at + 1]
             at += 2
-        user_id = content_type = None
+        user_id = content_type = expiry_seconds = None
         if self._mqtt5:
             if at >= end:
                 raise MalformedError("a PUBLISH that ends before its properties")
             if buffer[at]:
-                user_id, content_type, at = _properties(buffer, at, end)
+                user_id, content_type, expiry_seconds, at = _properties(buffer, at, end)
             else:
                 at += 1
         if at > end:
             raise MalformedError("a PUBLISH whose topic is longer than itself")
-        return Publish(topic, buffer[at:end], packet_id, bool(first & _DUP), user_id, content_type)
+        return Publish(topic, buffer[at:end], packet_id, bool(first & _DUP), user_id, content_type, expiry_seconds)
 
     def _decode(self, raw_topic: bytes) -> str:
         if len(self._topics) >= _TOPICS_MAX:
@@ -148,13 +148,13 @@ def _varint(buffer: bytes, at: int) -> tuple[int, int]:
     raise MalformedError("a length of more than four bytes")
 
 
-def _properties(buffer: bytes, at: int, end: int) -> tuple[str | None, str | None, int]:
-    """Read the properties of a PUBLISH; returns user property `id`, content type and where the payload begins."""
+def _properties(buffer: bytes, at: int, end: int) -> tuple[str | None, str | None, int | None, int]:
+    """Read the properties of a PUBLISH; returns user property `id`, content type, expiry, where the payload begins."""
     length, at = _varint(buffer, at)
     stop = at + length
     if not at or stop > end:
         raise MalformedError("properties longer than their packet")
-    user_id = content_type = None
+    user_id = content_type = expiry_seconds = None
     while at < stop:
         kind = buffer[at]
         at += 1
@@ -171,12 +171,13 @@ def _properties(buffer: bytes, at: int, end: int) -> tuple[str | None, str | Non
             _, at = _varint(buffer, at)
             at = at or stop + 1  # the buffer ended within the number
         elif kind in _FIXED_BYTES:
-            at += _FIXED_BYTES[kind]
+            start, at = at, at + _FIXED_BYTES[kind]
+            expiry_seconds = int.from_bytes(buffer[start:at]) if kind == _EXPIRY else expiry_seconds
         else:
             raise MalformedError(f"a property 0x{kind:02x} that a PUBLISH cannot have")
     if at != stop:
         raise MalformedError("properties that do not end where they say")
-    return user_id, content_type, stop
+    return user_id, content_type, expiry_seconds, stop
 
 
 def _string(buffer: bytes, at: int, stop: int) -> tuple[bytes, int]:

@@ -15,6 +15,7 @@ The format, whole
                         packet_id  INTEGER  MQTT packet id it came with; tells a redelivery from a new message
                         event_id   TEXT     the producer's own id, if it has one; finds duplicates
                         settled_at FLOAT    when it became delivered or dead
+                        expires_at FLOAT    when it is of no use any more, if its producer said so (MQTT 5)
 
     edge_state          one row: how many are waiting, delivered, dead. Written in the transaction that changes
                         them, so they are right after any crash and nothing is counted at start.

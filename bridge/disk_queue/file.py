@@ -33,7 +33,13 @@ CREATE TABLE IF NOT EXISTS edge_loss (loss_id INTEGER PRIMARY KEY AUTOINCREMENT,
 CREATE TABLE IF NOT EXISTS edge_loss_total (reason TEXT PRIMARY KEY, messages INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS edge_note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-ADDED_COLUMNS = {"crc": "INTEGER", "packet_id": "INTEGER", "event_id": "TEXT", "settled_at": "FLOAT"}
+ADDED_COLUMNS = {
+    "crc": "INTEGER",
+    "packet_id": "INTEGER",
+    "event_id": "TEXT",
+    "settled_at": "FLOAT",
+    "expires_at": "FLOAT",
+}
 LEDGER_COLUMNS = {"first_at", "last_at"}  # came later than the table
 STOCK_COLUMNS = {"_id", "data", "timestamp", "status"}
 

@@ -36,6 +36,7 @@ from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subjec
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
+_EXPIRED_MAX = 2000  # rows given up in one take because they expired
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 _REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
@@ -182,8 +183,8 @@ class DiskQueue(SQLiteAckQueue):
             # Many rows in one statement: sqlite3 gives up the interpreter lock once a statement, not once a row.
             while len(rows) - start >= step:
                 values: list[Any] = []
-                for data, received_at, packet_id, own_id in rows[start : start + step]:
-                    values += (data, received_at, READY, zlib.crc32(data), packet_id, own_id)
+                for data, received_at, packet_id, own_id, expires_at in rows[start : start + step]:
+                    values += (data, received_at, READY, zlib.crc32(data), packet_id, own_id, expires_at)
                 self._conn.execute(_insert_sql(step), values)
                 start += step
         self._become(waiting=self._state.waiting + len(rows))
@@ -192,31 +193,44 @@ class DiskQueue(SQLiteAckQueue):
         """Take the oldest ready rows, at most so many and (but for the first) so many bytes; () if none is ready.
 
         Batches open at the last stop, and released rows, come first and in their old company. Rows that fail
-        their checksum or cannot be decoded become dead here and are not returned.
+        their checksum or cannot be decoded become dead here and are not returned. Rows that expired while they
+        waited are given up here, at most `_EXPIRED_MAX` of them: then this may return () although more are ready.
         """
         while self._state.returned:
             (first, last), *rest = self._state.returned
             self._state = replace(self._state, returned=tuple(rest))
             if rows := self._take_span(first, last, messages_max, bytes_max):
                 return rows
-        rows = self._take_span(self._state.cursor + 1, 2**62, messages_max, bytes_max)
-        if not rows and self._state.waiting > self._state.taken:
+        before = self._state.waiting
+        rows = self._take_span(self._state.cursor + 1, 2**62, messages_max, bytes_max, now=time.time())
+        if not rows and self._state.waiting == before and self.has_ready:
             # Cannot happen as long as the cursor's invariant holds; if it ever does not, no row may be stuck.
             rows = self._take_span(0, 2**62, messages_max, bytes_max)
         return rows
 
-    def _take_span(self, first: int, last: int, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+    @property
+    def has_ready(self) -> bool:
+        """Tell whether any row is ready."""
+        return self._state.waiting > self._state.taken
+
+    def _take_span(self, first: int, last: int, messages_max: int, bytes_max: int, now: float = 0.0) -> tuple[Row, ...]:
         taken: frozenset[int] = frozenset().union(*(span.ids for span in self._state.flying))
         rows: list[Row] = []
         bad: list[DeadRow] = []
+        expired: list[int] = []
         size_bytes, at, full = 0, first - 1, False
         cursor = self._conn.execute(
-            "SELECT _id, CAST(data AS BLOB), crc, timestamp FROM ack_queue_default INDEXED BY edge_ready"
+            "SELECT _id, CAST(data AS BLOB), crc, timestamp, expires_at FROM ack_queue_default INDEXED BY edge_ready"
             " WHERE status < 2 AND _id BETWEEN ? AND ? ORDER BY _id",
             (first, last),
         )
-        for row_id, data, crc, received_at in cursor:
+        for row_id, data, crc, received_at, expires_at in cursor:
             if row_id in taken:
+                continue
+            if _has_expired(received_at, expires_at, now):
+                if len(expired) >= _EXPIRED_MAX:
+                    break
+                expired.append(row_id)
                 continue
             if full or len(rows) >= messages_max or (rows and size_bytes + len(data or b"") > bytes_max):
                 full = True
@@ -233,6 +247,7 @@ class DiskQueue(SQLiteAckQueue):
             self._state = replace(self._state, returned=merged([(at + 1, last), *self._state.returned]))
         if bad:
             self.reject(bad)
+        self._give_up(expired, LossReason.EXPIRED)
         if not rows:
             return ()
         span = Span(rows[0].row_id, rows[-1].row_id, frozenset(row.row_id for row in rows))
@@ -540,6 +555,16 @@ def _is_undated(received_at: Any) -> bool:
     return isinstance(received_at, (int, float)) and received_at < CLOCK_SET_SINCE
 
 
+def _has_expired(received_at: Any, expires_at: Any, now: float) -> bool:
+    """Tell whether a row is too late; one that came before the clock was set never is."""
+    return (
+        isinstance(expires_at, float)
+        and expires_at <= now
+        and isinstance(received_at, float)
+        and received_at > CLOCK_SET_SINCE
+    )
+
+
 def _gone(data: bytes | None, received_at: Any) -> Gone:
     is_time = isinstance(received_at, float) and 0 <= received_at < _TIME_MAX
     at = received_at if is_time else None
@@ -550,5 +575,7 @@ def _gone(data: bytes | None, received_at: Any) -> Gone:
 
 
 def _insert_sql(rows: int) -> str:
-    marks = ",".join(["(?,?,?,?,?,?)"] * rows)
-    return f"INSERT INTO ack_queue_default (data, timestamp, status, crc, packet_id, event_id) VALUES {marks}"
+    marks = ",".join(["(?,?,?,?,?,?,?)"] * rows)
+    return (
+        f"INSERT INTO ack_queue_default (data, timestamp, status, crc, packet_id, event_id, expires_at) VALUES {marks}"
+    )

@@ -16,6 +16,7 @@ class NewRow(NamedTuple):
     received_at: float
     packet_id: int | None = None
     event_id: str | None = None
+    expires_at: float | None = None
 
 
 class Counts(NamedTuple):

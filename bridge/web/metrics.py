@@ -121,7 +121,7 @@ METRICS = (
     _counter("duplicate", "Messages recognised as copies and not stored again."),
     _counter("conflict", "Messages whose id had been used for another payload; stored under a fresh one."),
     _counter("dead", "Messages refused for good and set aside."),
-    _counter("dropped", "Messages given up at a bound of the queue."),
+    _counter("dropped", "Messages given up: at a bound of the queue, expired, or discarded by hand."),
     _counter("refused", "Messages not taken, such as oversize ones."),
     _gauge("load_received_messages_per_second", "Moving average, as $SYS/broker/load.", _load("received")),
     _gauge("load_delivered_messages_per_second", "Moving average, as $SYS/broker/load.", _load("delivered")),

@@ -13,7 +13,7 @@ from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
 from bridge.disk_queue.ledger import entries_max
 from bridge.errors import QueueDamagedError
 from bridge.loss import Loss, LossReason
-from bridge.message import DeadRow, head, head_middle, tail
+from bridge.message import DeadRow, event_id, head, head_middle, tail
 
 
 def event(name: str, topic: str = "t") -> bytes:
@@ -147,3 +147,55 @@ def test_the_ledger_of_an_earlier_bridge_is_kept(tmp_path: Path) -> None:
         (8, "max_bytes", False),
     ]
     queue.close()
+
+
+NOW = time.time()
+
+
+def put_expiring(queue: DiskQueue, *expiries: float | None, received_at: float = NOW - 60) -> None:
+    with queue.transaction():
+        queue.put_rows([NewRow(event(f"m{n}"), received_at, expires_at=at) for n, at in enumerate(expiries)])
+
+
+def take(queue: DiskQueue, messages_max: int = 1000) -> list[str]:
+    with queue.transaction():
+        return [event_id(row.data) for row in queue.take(messages_max, 1 << 20)]
+
+
+def test_what_expired_while_it_waited_is_given_up_when_its_turn_comes(disk_queue: DiskQueue) -> None:
+    put_expiring(disk_queue, None, NOW - 1, NOW + 3600, NOW - 30, None)
+    assert take(disk_queue) == ["m0", "m2", "m4"]
+    assert [(entry.reason, entry.event_ids) for entry in disk_queue.losses()] == [("expired", ("m1", "m3"))]
+    assert disk_queue.counts()[:4] == (0, 3, 0, 0)
+
+
+def test_what_was_under_way_in_time_never_expires(tmp_path: Path) -> None:
+    """The cloud may have it: it must come again under the same key, and is not lost."""
+    queue = DiskQueue(tmp_path, durability="crash")
+    put_expiring(queue, NOW + 3600, NOW + 3600)
+    assert take(queue) == ["m0", "m1"]
+    put_expiring(queue, NOW + 3600)  # what is under way is noted with the next change
+    with queue.transaction():
+        queue._conn.execute("UPDATE ack_queue_default SET expires_at = ?", (NOW - 1,))
+    queue.close()
+    queue = DiskQueue(tmp_path, durability="crash")
+    assert take(queue) == ["m0", "m1"]
+    assert take(queue) == []
+    assert queue.ledger.totals() == {"expired": 1}
+    queue.close()
+
+
+def test_a_message_from_before_the_clock_was_set_does_not_expire(disk_queue: DiskQueue) -> None:
+    put_expiring(disk_queue, 1060.0, received_at=1000.0)
+    assert take(disk_queue) == ["m0"]
+
+
+def test_many_expired_rows_are_given_up_in_bounded_steps(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.disk_queue.queue._EXPIRED_MAX", 10)
+    put_expiring(disk_queue, *[NOW - 1] * 25, None)
+    assert [take(disk_queue), disk_queue.has_ready] == [[], True]
+    assert [take(disk_queue), disk_queue.has_ready] == [[], True]
+    assert [take(disk_queue), disk_queue.has_ready] == [["m25"], False]
+    assert disk_queue.ledger.totals() == {"expired": 25}

@@ -109,10 +109,10 @@ def test_every_other_packet_is_handed_on_untouched_and_in_its_place() -> None:
         ]
 
 
-def test_content_type_and_other_properties_are_read_past() -> None:
+def test_content_type_and_expiry_are_read() -> None:
     raw = publish(properties=user_properties([("id", "7")], "image/png", 60), payload=b"p")
     (item,) = feed_all(raw, [])
-    assert item == Publish("t", b"p", 1, dup=False, user_id="7", content_type="image/png")
+    assert item == Publish("t", b"p", 1, dup=False, user_id="7", content_type="image/png", expiry_seconds=60)
 
 
 @pytest.mark.parametrize("cut", range(0, 400_000, 33_333))
