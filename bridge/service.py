@@ -49,6 +49,9 @@ from bridge.loss import Loss, LossReason, events_of
 from bridge.message import CLOCK_SET_SINCE, adopt, redated
 from bridge.status import Bounds, Status, leaf_will, object_will
 from bridge.supervisor import Supervisor
+from bridge.loss_teller import LossTeller
+from bridge.message import adopt, uuid7
+from bridge.status import Bounds, CloudState, Status, leaf_will, object_will
 from bridge.uploader import Uploader
 
 if TYPE_CHECKING:
@@ -126,6 +129,15 @@ class Service:
             boot=self._boot,
             random_bits=secrets.randbits,
         )
+        self._teller = LossTeller(
+            self._disk,
+            settings.queue,
+            upload=lambda: self._forwarder.destination.settings,
+            cloud_is_online=lambda: self._board.status.cloud.state is CloudState.ONLINE,
+            source_name=self._source_name,
+            wall=time.time,
+            fresh_id=lambda: uuid7(int(time.time() * 1000), secrets.randbits(74)),
+        )
         self._connect_parts(former)
         await stack.enter_async_context(self._web())
         log.info(
@@ -195,6 +207,7 @@ class Service:
                     "forwarder": self._forwarder.run(),
                     "announcer": self._announcer.run(),
                     "housekeeping": self._housekeep(),
+                    "loss teller": self._teller.run(),
                     "disk watch": self._watch_disk(),
                     "reload": self._reload_on_hangup(),
                     "liveness": self._watch_parts(),

@@ -240,6 +240,8 @@ class UploadSettings(Section):
     """Attempts for a row that the answers blame, before it is dead; 0 = no limit."""
     require_receipt: Flag = False
     """Count rows as delivered only if the answer echoes the Idempotency-Key or names the rows."""
+    report_losses: Flag = True
+    """Tell the cloud of messages that it will never get, as events of type edge.loss.v1 (not with format json)."""
     tls: TlsSettings = TlsSettings()
     """Private CA and client certificate."""
 

@@ -28,6 +28,9 @@ The format, whole
     edge_loss_total     for each reason how many messages were ever lost; what was trimmed stays counted
     edge_note           what a later start must know (key, value); `clock_unset_from_row`: from there on rows may have
                         come before the clock was set, and wait for their right time
+    edge_loss_total     for each reason how many messages were ever lost (what was trimmed stays counted),
+                        and of how many the cloud was told
+    edge_note           what a later start must know (key, value)
 
     ready index         the rows with status < 2: taking costs the same behind a million delivered rows
     settled index       the delivered and dead rows: what housekeeping deletes, and counts at start
@@ -44,10 +47,10 @@ without an exception, the rows are on the medium (durability `power`: synchronou
 from __future__ import annotations
 
 from bridge.disk_queue.file import FILE_NAME, Durability
-from bridge.disk_queue.ledger import Entry
+from bridge.disk_queue.ledger import Entry, Untold
 from bridge.disk_queue.lock import FolderLock
 from bridge.disk_queue.queue import DiskQueue
 from bridge.disk_queue.rows import Counts, NewRow
 from bridge.disk_queue.serializer import serializer
 
-__all__ = ["FILE_NAME", "Counts", "DiskQueue", "Durability", "Entry", "FolderLock", "NewRow", "serializer"]
+__all__ = ["FILE_NAME", "Counts", "DiskQueue", "Durability", "Entry", "FolderLock", "NewRow", "Untold", "serializer"]

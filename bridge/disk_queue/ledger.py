@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import orjson
 
-from bridge.loss import Loss
+from bridge.loss import Loss, LossReason
 
 _ENTRIES_MAX = 10_000  # a million ids
 _ENTRIES_MIN = 16
@@ -27,6 +28,11 @@ _ENTRY_BYTES_MAX = 4096  # of ids as JSON: a hundred UUIDs
 _SHARE_OF_QUEUE = 16  # with a bound in bytes the ledger takes at most this part of it
 _JOIN_SECONDS = 60.0  # losses that follow each other so closely share an entry ...
 _JOIN_ENTRIES = 64  # ... if it is among the last so many
+
+_UNTOLD_ENTRIES_MAX = 500  # entries looked at for one telling ...
+_UNTOLD_TOPICS_MAX = 100  # ... and what it may hold
+_UNTOLD_IDS_BYTES_MAX = 64 << 10
+_TOLD_TO = "losses_told_to"  # note: the last entry of the ledger that the cloud was told
 
 _ENTRY_COLUMNS = "loss_id, at, reason, messages, topic, event_ids, detail, first_at, last_at"
 
@@ -43,6 +49,21 @@ class Entry(NamedTuple):
     detail: str
     first_at: float | None
     last_at: float | None
+
+
+class Untold(NamedTuple):
+    """What was lost for one reason and is not told yet. `messages` is exact, the rest what the ledger still shows.
+
+    `topics`: messages by topic; `loss_ids`: first and last entry. Both and the ids come from a bounded look.
+    """
+
+    reason: str
+    messages: int
+    topics: dict[str, int]
+    event_ids: list[str]
+    first_at: float | None
+    last_at: float | None
+    loss_ids: tuple[int, int] | None
 
 
 def entries_max(queue_bytes_max: int) -> int:
@@ -88,6 +109,28 @@ class Ledger:
         """Return how many messages were ever lost for each reason; exact also after entries were trimmed."""
         return dict(self._connection.execute("SELECT reason, messages FROM edge_loss_total ORDER BY reason"))
 
+    def untold(self) -> list[Untold]:
+        """Return what the cloud was not told yet, one a reason; nothing of what was counted before."""
+        totals = self._connection.execute(
+            "SELECT reason, messages - told FROM edge_loss_total WHERE messages > told AND reason <> ? ORDER BY reason",
+            (LossReason.DEAD_REMOVED,),
+        ).fetchall()
+        if not totals:
+            return []
+        entries = self.entries(self._told_to(), _UNTOLD_ENTRIES_MAX)
+        return [_untold(reason, messages, [e for e in entries if e.reason == reason]) for reason, messages in totals]
+
+    def mark_told(self) -> None:
+        """Hold everything for told; entries are closed by that, later losses make new ones."""
+        self._connection.execute("UPDATE edge_loss_total SET told = messages")
+        self._connection.execute(
+            "INSERT OR REPLACE INTO edge_note VALUES (?, (SELECT IFNULL(MAX(loss_id), 0) FROM edge_loss))", (_TOLD_TO,)
+        )
+
+    def _told_to(self) -> int:
+        row = self._connection.execute("SELECT value FROM edge_note WHERE key = ?", (_TOLD_TO,)).fetchone()
+        return int(row[0]) if row else 0
+
     def _write(self, loss: Loss, messages: int, event_ids: list[str], now: float) -> None:
         first_at, last_at = (now if at is None else at for at in (loss.first_at, loss.last_at))
         last = self._last_of(loss, now) if len(event_ids) < _ENTRY_IDS_MAX else None
@@ -109,15 +152,34 @@ class Ledger:
 
     def _last_of(self, loss: Loss, now: float) -> Entry | None:
         row = self._connection.execute(
-            f"SELECT {_ENTRY_COLUMNS} FROM edge_loss WHERE loss_id > (SELECT MAX(loss_id) FROM edge_loss) - ?"
+            f"SELECT {_ENTRY_COLUMNS} FROM edge_loss WHERE loss_id > MAX(?, (SELECT MAX(loss_id) FROM edge_loss) - ?)"
             " AND reason = ? AND topic IS ? AND detail = ? AND ABS(at - ?) < ? ORDER BY loss_id DESC LIMIT 1",
-            (_JOIN_ENTRIES, loss.reason, loss.topic, loss.detail, now, _JOIN_SECONDS),
+            (self._told_to(), _JOIN_ENTRIES, loss.reason, loss.topic, loss.detail, now, _JOIN_SECONDS),
         ).fetchone()
         return _entry(row) if row else None
 
 
 def _entry(row: tuple[int, float, str, int, str | None, str, str, float | None, float | None]) -> Entry:
     return Entry(*row[:5], tuple(orjson.loads(row[5])), *row[6:])
+
+
+def _untold(reason: str, messages: int, entries: list[Entry]) -> Untold:
+    topics: Counter[str] = Counter()
+    event_ids: list[str] = []
+    size_bytes = 0
+    for entry in entries:
+        if entry.topic is not None and (entry.topic in topics or len(topics) < _UNTOLD_TOPICS_MAX):
+            topics[entry.topic] += entry.messages
+        for event_id in entry.event_ids:
+            size_bytes += len(orjson.dumps(event_id)) + 1
+            if size_bytes <= _UNTOLD_IDS_BYTES_MAX:
+                event_ids.append(event_id)
+    firsts = [entry.first_at for entry in entries if entry.first_at is not None]
+    lasts = [entry.last_at for entry in entries if entry.last_at is not None]
+    loss_ids = (entries[0].loss_id, entries[-1].loss_id) if entries else None
+    return Untold(
+        reason, messages, dict(topics), event_ids, min(firsts, default=None), max(lasts, default=None), loss_ids
+    )
 
 
 def _fits(event_ids: list[str]) -> bool:

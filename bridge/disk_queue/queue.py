@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 from persistqueue import SQLiteAckQueue
 
 from bridge.disk_queue.faults import mapped
@@ -36,6 +37,7 @@ from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subjec
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
+_TOLD_ROWS_NOTE = "loss_event_rows"
 _EXPIRED_MAX = 2000  # rows given up in one take because they expired
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
@@ -338,9 +340,11 @@ class DiskQueue(SQLiteAckQueue):
             "INSERT OR REPLACE INTO edge_dead VALUES (?, ?, ?, ?, ?, ?)",
             [(row.row_id, row.reason, row.status_code, row.attempts, now, row.excerpt) for row in dead],
         )
+        told_rows = self._told_rows()  # a loss event that is refused is no loss
         details = {row.row_id: row.reason + (f" (HTTP {row.status_code})" if row.status_code else "") for row in dead}
         for detail in dict.fromkeys(details.values()):
-            self._lose(LossReason.DEAD, [i for i, its_detail in details.items() if its_detail == detail], detail)
+            row_ids = [i for i, its_detail in details.items() if its_detail == detail and i not in told_rows]
+            self._lose(LossReason.DEAD, row_ids, detail)
         self._become(waiting=self._state.waiting - len(dead), dead=self._state.dead + len(dead))
 
     def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None:
@@ -396,7 +400,7 @@ class DiskQueue(SQLiteAckQueue):
 
         With `received_before` at most `messages_min` of those that came before then. Returns messages and bytes.
         """
-        taken: frozenset[int] = frozenset().union(*(span.ids for span in self._state.flying))
+        spared = frozenset(self._told_rows()).union(*(span.ids for span in self._state.flying))
         row_ids: list[int] = []
         freed_bytes = 0
         rows = self._conn.execute(
@@ -409,6 +413,7 @@ class DiskQueue(SQLiteAckQueue):
             if received_before is not None and received_at >= received_before:
                 break
             if row_id not in taken and (received_before is None or received_at > CLOCK_SET_SINCE):
+            if row_id not in spared and (received_before is None or received_at > _CLOCK_SET_SINCE):
                 row_ids.append(row_id)
                 freed_bytes += size_bytes or 0
         rows.close()
@@ -422,6 +427,23 @@ class DiskQueue(SQLiteAckQueue):
             self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?", (first, last))
         if row_ids:
             self._become(waiting=self._state.waiting - len(row_ids))
+
+    def note_told(self, row_ids: Iterable[int]) -> None:
+        """Remember which rows tell the cloud of all losses so far: bounds spare them, and if they die it is no loss."""
+        self.ledger.mark_told()
+        self.write_note(_TOLD_ROWS_NOTE, orjson.dumps(list(row_ids)).decode())
+
+    def _told_rows(self) -> list[int]:
+        return list(orjson.loads(self.note(_TOLD_ROWS_NOTE) or "[]"))
+
+    def told_rows_wait(self, refused_after: float) -> bool:
+        """Tell whether the last loss events are still waiting, or were refused for good since then."""
+        marks = ",".join(map(str, self._told_rows()))
+        waits = "(status < 2 OR (status = 9 AND settled_at > ?))"
+        row = self._conn.execute(
+            f"SELECT 1 FROM ack_queue_default WHERE _id IN ({marks}) AND {waits}", (refused_after,)
+        ).fetchone()
+        return row is not None
 
     def excess(self, keep_messages: int) -> int:
         """Return how many delivered rows there are above the number to be kept."""

@@ -67,6 +67,7 @@ class Stage:
             "queue.path": str(self.queue_path),
             "queue.min_free_disk_bytes": 0,
             "upload.url": self.cloud.url,
+            "upload.report_losses": False,  # tests count what the cloud gets; those about losses set it
             "status.interval_seconds": 0.5,
             "web.port": 0,
             "log.format": "json",

@@ -64,6 +64,7 @@ DEFAULTS: dict[str, object] = {
     "upload.retry_max_seconds": 60,
     "upload.max_attempts": 0,
     "upload.require_receipt": False,
+    "upload.report_losses": True,
     "status.topic": "edge/buffer/status",
     "status.interval_seconds": 5,
     "web.host": "127.0.0.1",
