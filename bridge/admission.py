@@ -156,8 +156,9 @@ class Store:
         dropped, freed_bytes = queue.drop_oldest(over_messages, over_bytes, bound)
         # What is in flight cannot be dropped; the next oldest are then those that just came.
         over_messages, over_bytes = over_messages - dropped, over_bytes - freed_bytes
-        if over_messages > 0 or (over_bytes > 0 and dropped):
-            _drop(queue, rows, over_messages, over_bytes, bound, newest=False)
+        # Where nothing else waits one is let in: an empty file takes some bytes too, and the bound may be below that.
+        if over_messages > 0 or over_bytes > 0:
+            _drop(queue, rows, over_messages, over_bytes, bound, newest=False, keep=0 if counts.taken else 1)
         return "", ""
 
     def _excess(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, int, LossReason | None]:
@@ -178,11 +179,18 @@ class Store:
 
 
 def _drop(
-    queue: DiskQueue, rows: list[NewRow], over_messages: int, over_bytes: int, reason: LossReason, *, newest: bool
+    queue: DiskQueue,
+    rows: list[NewRow],
+    over_messages: int,
+    over_bytes: int,
+    reason: LossReason,
+    *,
+    newest: bool,
+    keep: int = 0,
 ) -> None:
-    """Take rows off one end of those that came, until the bounds are kept."""
+    """Take rows off one end of those that came, until the bounds are kept or so few are left."""
     victims: list[NewRow] = []
-    while rows and (len(victims) < over_messages or over_bytes > 0):
+    while len(rows) > keep and (len(victims) < over_messages or over_bytes > 0):
         victims.append(rows.pop(-1 if newest else 0))
         over_bytes -= len(victims[-1].data) + _ROW_OVERHEAD_BYTES
     in_order = victims[::-1] if newest else victims

@@ -217,6 +217,17 @@ def test_the_bound_in_bytes_counts_bytes_and_not_rows(disk_queue: DiskQueue, kil
     assert counts.ready + sum(loss.messages for loss in disk_queue.losses()) == offered
 
 
+def test_the_bound_in_bytes_holds_while_everything_is_in_flight(disk_queue: DiskQueue) -> None:
+    store = make_store(max_bytes=500_000, overflow="drop-oldest")
+    for n in range(0, 1000, 10):
+        put(disk_queue, store, *[arrival(pad(2, n + i)) for i in range(10)])
+        with disk_queue.transaction():
+            disk_queue.take(1000, 1 << 30)
+    counts = disk_queue.counts()
+    assert counts.size_bytes <= 600_000
+    assert counts.ready + counts.taken + sum(loss.messages for loss in disk_queue.losses()) == 1000
+
+
 def test_delivered_rows_are_the_first_to_go_at_the_bound(disk_queue: DiskQueue) -> None:
     store = make_store(max_bytes=1_000_000, overflow="drop-oldest")
     for n in range(300):
