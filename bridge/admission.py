@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bridge.config import QueueSettings
 
 _ROW_OVERHEAD_BYTES = 64  # what SQLite adds to a row and its index entries, about
+_DEAD_STEP = 100  # dead rows removed at once to make room
 _SESSION_NOTE = "session_began_after_row"
 
 
@@ -170,6 +171,8 @@ class Store:
             over_bytes = counts.size_bytes + incoming_bytes - bounds.max_bytes
             while over_bytes > 0 and queue.excess(0):  # delivered rows are the first to go
                 queue.tidy(0, 0)
+                over_bytes = queue.counts().size_bytes + incoming_bytes - bounds.max_bytes
+            while over_bytes > 0 and queue.remove_oldest_dead(_DEAD_STEP):  # and then the dead, before any that waits
                 over_bytes = queue.counts().size_bytes + incoming_bytes - bounds.max_bytes
         if bounds.max_messages:
             over_messages = counts.ready + counts.taken + len(rows) - bounds.max_messages

@@ -46,11 +46,29 @@ without an exception, the rows are on the medium (durability `power`: synchronou
 
 from __future__ import annotations
 
+from bridge.disk_queue.commands import Page, Request, answer
 from bridge.disk_queue.file import FILE_NAME, Durability
 from bridge.disk_queue.ledger import Entry, Untold
-from bridge.disk_queue.lock import FolderLock
+from bridge.disk_queue.lock import SOCKET_NAME, FolderLock
 from bridge.disk_queue.queue import DiskQueue
 from bridge.disk_queue.rows import Counts, NewRow
+from bridge.disk_queue.selection import STATES, Selection
 from bridge.disk_queue.serializer import serializer
 
-__all__ = ["FILE_NAME", "Counts", "DiskQueue", "Durability", "Entry", "FolderLock", "NewRow", "Untold", "serializer"]
+__all__ = [
+    "FILE_NAME",
+    "SOCKET_NAME",
+    "STATES",
+    "Counts",
+    "DiskQueue",
+    "Durability",
+    "Entry",
+    "FolderLock",
+    "NewRow",
+    "Page",
+    "Request",
+    "Selection",
+    "Untold",
+    "answer",
+    "serializer",
+]

@@ -11,6 +11,8 @@ from bridge.disk_queue.file import FILE_NAME, sync_folder
 from bridge.errors import QueueInUseError, QueueUnusableError
 
 LOCK_NAME = "bridge.lock"
+SOCKET_NAME = "control.sock"  # the control socket's place; it knows the rest (bridge.control)
+_OURS = (FILE_NAME, LOCK_NAME, SOCKET_NAME)
 
 
 class FolderLock:
@@ -24,6 +26,8 @@ class FolderLock:
         try:
             _make_folder(folder)
             if all(path.name.startswith((FILE_NAME, LOCK_NAME)) for path in folder.iterdir()):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if all(path.name.startswith(_OURS) for path in folder.iterdir()):
                 with suppress(PermissionError):  # a volume that belongs to somebody else, and we may write to it
                     folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode
             self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

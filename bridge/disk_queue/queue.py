@@ -30,6 +30,7 @@ from bridge.disk_queue.file import (
 )
 from bridge.disk_queue.ledger import Entry, Ledger, entries_max
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Span, State, merged, runs
+from bridge.disk_queue.selection import Listed, Selection, page
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import QueueDamagedError
 from bridge.loss import Gone, Loss, LossReason, by_topic
@@ -38,6 +39,7 @@ from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subjec
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
 _TOLD_ROWS_NOTE = "loss_event_rows"
+_DEAD_MAX = 10_000  # dead rows that are kept
 _EXPIRED_MAX = 2000  # rows given up in one take because they expired
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
@@ -216,7 +218,7 @@ class DiskQueue(SQLiteAckQueue):
         return self._state.waiting > self._state.taken
 
     def _take_span(self, first: int, last: int, messages_max: int, bytes_max: int, now: float = 0.0) -> tuple[Row, ...]:
-        taken: frozenset[int] = frozenset().union(*(span.ids for span in self._state.flying))
+        taken = self._taken_ids()
         rows: list[Row] = []
         bad: list[DeadRow] = []
         expired: list[int] = []
@@ -337,7 +339,10 @@ class DiskQueue(SQLiteAckQueue):
         self._settle([row.row_id for row in dead], DEAD)
         now = time.time()
         self._conn.executemany(
-            "INSERT OR REPLACE INTO edge_dead VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO edge_dead VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (row_id) DO UPDATE"
+            " SET reason = excluded.reason, status_code = excluded.status_code, at = excluded.at,"
+            # a row that was requeued keeps the attempts of its former life
+            " attempts = attempts + excluded.attempts, excerpt = excluded.excerpt",
             [(row.row_id, row.reason, row.status_code, row.attempts, now, row.excerpt) for row in dead],
         )
         told_rows = self._told_rows()  # a loss event that is refused is no loss
@@ -346,6 +351,7 @@ class DiskQueue(SQLiteAckQueue):
             row_ids = [i for i, its_detail in details.items() if its_detail == detail and i not in told_rows]
             self._lose(LossReason.DEAD, row_ids, detail)
         self._become(waiting=self._state.waiting - len(dead), dead=self._state.dead + len(dead))
+        self.remove_oldest_dead(self._state.dead - _DEAD_MAX)
 
     def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None:
         """Taken rows become ready again, in their old place and company. `sent`: some of them may have been posted."""
@@ -400,7 +406,7 @@ class DiskQueue(SQLiteAckQueue):
 
         With `received_before` at most `messages_min` of those that came before then. Returns messages and bytes.
         """
-        spared = frozenset(self._told_rows()).union(*(span.ids for span in self._state.flying))
+        spared = self._taken_ids().union(self._told_rows())
         row_ids: list[int] = []
         freed_bytes = 0
         rows = self._conn.execute(
@@ -423,10 +429,60 @@ class DiskQueue(SQLiteAckQueue):
     def _give_up(self, row_ids: Sequence[int], reason: LossReason) -> None:
         """Delete waiting rows, after the ledger has them."""
         self._lose(reason, row_ids)
-        for first, last in runs(row_ids):
-            self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?", (first, last))
+        self._delete(row_ids)
         if row_ids:
             self._become(waiting=self._state.waiting - len(row_ids))
+
+    def _delete(self, row_ids: Sequence[int]) -> None:
+        for first, last in runs(row_ids):
+            self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?", (first, last))
+            self._conn.execute("DELETE FROM edge_dead WHERE row_id BETWEEN ? AND ?", (first, last))
+
+    # --- by the operator's hand ----------------------------------------------------------------------------------
+
+    def select(self, selection: Selection, after_id: int) -> tuple[list[Listed], int | None]:
+        """Return a page of the selected rows; `bridge.disk_queue.selection` says how."""
+        return page(self._conn, selection, after_id, self._taken_ids())
+
+    def requeue(self, row_ids: Sequence[int]) -> None:
+        """Dead rows become ready again, in their old place; why they died stays written."""
+        for first, last in runs(row_ids):
+            self._conn.execute(
+                "UPDATE ack_queue_default SET status = 0, settled_at = NULL WHERE _id BETWEEN ? AND ? AND status = 9",
+                (first, last),
+            )
+        self._become(waiting=self._state.waiting + len(row_ids), dead=self._state.dead - len(row_ids))
+        passed = [row_id for row_id in row_ids if row_id <= self._state.cursor]
+        if passed:  # one span over all of them: it is written with every change until they are taken
+            self._state = replace(self._state, returned=merged([*self._state.returned, (min(passed), max(passed))]))
+
+    def discard(self, row_ids: Sequence[int]) -> None:
+        """Give up ready rows because the operator said so."""
+        self._give_up(row_ids, LossReason.DISCARDED)
+
+    def remove_dead(self, row_ids: Sequence[int]) -> None:
+        """Delete dead rows; the ledger says that they cannot be requeued any more."""
+        self._lose(LossReason.DEAD_REMOVED, row_ids)
+        self._delete(row_ids)
+        self._become(dead=self._state.dead - len(row_ids))
+
+    def remove_oldest_dead(self, count: int) -> int:
+        """Delete at most so many dead rows, oldest first; return how many."""
+        rows = self._conn.execute(
+            "SELECT _id FROM ack_queue_default INDEXED BY edge_settled WHERE status >= 5 AND status = 9"
+            " ORDER BY _id LIMIT ?",
+            (max(0, count),),
+        ).fetchall()
+        if rows:
+            self.remove_dead([row_id for (row_id,) in rows])
+        return len(rows)
+
+    def remove_delivered(self, row_ids: Sequence[int]) -> None:
+        """Delete delivered rows before their time."""
+        self._delete(row_ids)
+        self._become(delivered=self._state.delivered - len(row_ids))
+
+    # --- housekeeping --------------------------------------------------------------------------------------------
 
     def note_told(self, row_ids: Iterable[int]) -> None:
         """Remember which rows tell the cloud of all losses so far: bounds spare them, and if they die it is no loss."""
@@ -461,10 +517,8 @@ class DiskQueue(SQLiteAckQueue):
         too_old = next((i for i, row in enumerate(oldest) if row[1] > settled_before), len(oldest))
         count = max(self.excess(keep_messages), too_old)
         doomed = [row[0] for row in oldest[:count]]
-        for first, last in runs(doomed):
-            self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ? AND status = 5", (first, last))
         if doomed:
-            self._become(delivered=self._state.delivered - len(doomed))
+            self.remove_delivered(doomed)
         return len(doomed) == _TIDY_ROWS
 
     def shrink(self) -> None:
@@ -555,6 +609,9 @@ class DiskQueue(SQLiteAckQueue):
         """Return the space that the file system has left for us."""
         room = os.statvfs(self.folder)
         return room.f_bavail * room.f_frsize
+
+    def _taken_ids(self) -> frozenset[int]:
+        return frozenset().union(*(span.ids for span in self._state.flying))
 
     # --- small change ------------------------------------------------------------------------------------------
 

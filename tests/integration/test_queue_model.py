@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bridge.disk_queue import FILE_NAME, Counts, DiskQueue, NewRow
+from bridge.disk_queue import FILE_NAME, STATES, Counts, DiskQueue, NewRow, Selection
 from bridge.errors import QueueDamagedError
 from bridge.loss import LossReason
 from bridge.message import DeadRow, head, head_middle, tail
@@ -124,6 +124,44 @@ class QueueModel(RuleBasedStateMachine):
             ]
             assert ids == self.lost
         self.ready -= set(victims)
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def requeue(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sets(st.sampled_from(sorted(self.dead)), min_size=1))
+        with self.disk_queue.transaction():
+            self.disk_queue.requeue(sorted(chosen))
+        self.dead -= chosen
+        self.ready |= chosen
+
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def remove_dead(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sets(st.sampled_from(sorted(self.dead)), min_size=1))
+        with self.disk_queue.transaction():
+            self.disk_queue.remove_dead(sorted(chosen))
+        self.dead -= chosen
+
+    @precondition(lambda self: self.ready)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sets(st.sampled_from(sorted(self.ready)), min_size=1))
+        with self.disk_queue.transaction():
+            self.disk_queue.discard(sorted(chosen))
+        self.ready -= chosen
+
+    @rule(state=st.sampled_from([None, *STATES]))
+    def select(self, state: str | None) -> None:
+        taken = {i for batch in self.batches for i in batch}
+        by_state = {"ready": self.ready, "taken": taken, "delivered": self.delivered, "dead": self.dead}
+        wanted = set().union(*by_state.values()) if state is None else by_state[state]
+        found: list[int] = []
+        after: int | None = 0
+        while after is not None:
+            rows, after = self.disk_queue.select(Selection(states=(state,) if state else ()), after)
+            assert all(row.row_id in by_state[row.state] for row in rows)
+            found += [row.row_id for row in rows]
+        assert found == sorted(wanted)
 
     @rule(crash=st.booleans())
     def reopen(self, crash: bool) -> None:

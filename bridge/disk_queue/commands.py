@@ -1,0 +1,213 @@
+"""The operator's commands on the queue, one table behind the live and the offline way: a page of answers at a time.
+
+`Request.parse` checks what was asked, away from the disk; `answer` is a verb that runs inside a transaction and
+returns a page small enough not to hold up intake (I7). Whoever asks goes on with `after` until `next` is None.
+What destroys writes the loss ledger in the same transaction (I9). Rows in flight are never touched.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import orjson
+
+from bridge.disk_queue.ledger import Entry
+from bridge.disk_queue.queue import DiskQueue
+from bridge.disk_queue.selection import STATES, Listed, Selection
+from bridge.errors import OperatorError
+from bridge.loss import LossReason
+from bridge.topics import filter_fault, overlap
+
+_ENTRIES = 200  # of the ledger in a page
+Item = dict[str, Any]
+
+
+class Page(NamedTuple):
+    """Some of the answer, and after what to go on; None: that was all."""
+
+    items: list[Item]
+    next: int | None
+
+
+class Command(NamedTuple):
+    """What a command does, and on rows of which states it may be used."""
+
+    run: Callable[[DiskQueue, Selection, int], Page]
+    states: tuple[str, ...] = STATES
+
+
+class Request(NamedTuple):
+    """One page of one command."""
+
+    command: str
+    selection: Selection
+    after: int
+
+    @classmethod
+    def parse(cls, line: bytes) -> Request:
+        """Read a request; OperatorError says what is wrong with it."""
+        try:
+            asked = orjson.loads(line)
+            selection = Selection(**asked["selection"])
+            request = cls(
+                str(asked["command"]),
+                Selection(
+                    tuple(map(str, selection.states)),
+                    tuple(map(str, selection.ids)),
+                    None if selection.received_before is None else float(selection.received_before),
+                    None if selection.topic is None else str(selection.topic),
+                    None if selection.reason is None else str(selection.reason),
+                ),
+                int(asked["after"]),
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise OperatorError(
+                "the request is not understood", "is the command of the same version as the bridge?"
+            ) from error
+        return request.checked()
+
+    @classmethod
+    def of(cls, command: str, selection: Selection, after: int = 0) -> Request:
+        """Return a checked request."""
+        return cls(command, selection, after).checked()
+
+    def checked(self) -> Request:
+        """Return the request with the states that its command is about; OperatorError if it makes no sense."""
+        if self.command not in COMMANDS:
+            raise OperatorError(f"the bridge does not know the command {self.command}", "are both of the same version?")
+        allowed = COMMANDS[self.command].states
+        if wrong := [state for state in self.selection.states if state not in allowed]:
+            raise OperatorError(f"{self.command} is not for {wrong[0]} rows", f"--state takes {', '.join(allowed)}")
+        if self.selection.topic is not None and (fault := filter_fault(self.selection.topic)):
+            raise OperatorError(f"--topic {self.selection.topic!r}: {fault}", "it is an MQTT filter, such as cam/+/in")
+        return self._replace(selection=self.selection._replace(states=self.selection.states or allowed))
+
+    def line(self) -> bytes:
+        """Return what `parse` reads."""
+        asked = {"command": self.command, "selection": self.selection._asdict(), "after": self.after}
+        return orjson.dumps(asked) + b"\n"
+
+
+def answer(queue: DiskQueue, request: Request) -> Page:
+    """Run one page of a command; call it inside a transaction."""
+    return COMMANDS[request.command].run(queue, request.selection, request.after)
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def _stats(queue: DiskQueue, _selection: Selection, _after: int) -> Page:
+    counts, totals = queue.counts(), queue.ledger.totals()
+    oldest = queue.oldest_received_at()
+    item: Item = {name: getattr(counts, name) for name in STATES}
+    item |= {"bytes": counts.size_bytes, "oldest_at": rfc3339(oldest), "losses": totals}
+    item["lost"] = sum(number for reason, number in totals.items() if reason != LossReason.DEAD_REMOVED)
+    return Page([item], None)
+
+
+def _list(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    rows, following = queue.select(selection, after)
+    return Page([_item(row) for row in rows], following)
+
+
+def _export(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    rows, following = queue.select(selection, after)
+    return Page([_item(row) | _event(row.data) for row in rows], following)
+
+
+def _losses(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    entries = queue.ledger.entries(after, _ENTRIES)
+    following = entries[-1].loss_id if len(entries) == _ENTRIES else None
+    return Page([_loss(entry) for entry in entries if _is_meant(entry, selection)], following)
+
+
+def _is_meant(entry: Entry, selection: Selection) -> bool:
+    """Tell whether an entry is selected; of its rows only ids, topic, reason and time are left."""
+    return (
+        (not selection.ids or not set(selection.ids).isdisjoint(entry.event_ids))
+        and (selection.received_before is None or (entry.first_at or entry.at) < selection.received_before)
+        and (selection.topic is None or (entry.topic is not None and overlap(selection.topic, entry.topic)))
+        and (selection.reason is None or entry.reason == selection.reason)
+    )
+
+
+# --- changing --------------------------------------------------------------------------------------------------------
+
+
+def _requeue(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    rows, following = queue.select(selection, after)
+    if rows:
+        queue.requeue([row.row_id for row in rows])
+    return Page([{"rows": len(rows)}], following)
+
+
+def _remove(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    rows, following = queue.select(selection, after)
+    removers = {"ready": queue.discard, "dead": queue.remove_dead, "delivered": queue.remove_delivered}
+    for state, remove in removers.items():
+        if row_ids := [row.row_id for row in rows if row.state == state]:
+            remove(row_ids)
+    return Page([{"rows": len(rows)}], following)
+
+
+COMMANDS = {
+    "stats": Command(_stats),
+    "list": Command(_list),
+    "export": Command(_export),
+    "losses": Command(_losses),
+    "requeue": Command(_requeue, ("dead",)),
+    "discard": Command(_remove, ("ready", "dead")),
+    "purge": Command(_remove, ("delivered", "dead")),
+}
+
+
+# --- how it is shown -------------------------------------------------------------------------------------------------
+
+
+def _item(row: Listed) -> Item:
+    died = row.died and {**row.died._asdict(), "at": rfc3339(row.died.at)}
+    return {
+        "row": row.row_id,
+        "id": row.event_id,
+        "state": row.state,
+        "topic": row.topic,
+        "received_at": rfc3339(row.received_at),
+        "settled_at": rfc3339(row.settled_at),
+        "bytes": len(row.data),
+        "died": died,
+    }
+
+
+def _event(data: bytes) -> Item:
+    try:
+        return {"event": data.decode()}
+    except UnicodeDecodeError:
+        return {"event_base64": base64.b64encode(data).decode()}
+
+
+def _loss(entry: Entry) -> Item:
+    return {
+        "loss": entry.loss_id,
+        "at": rfc3339(entry.at),
+        "reason": entry.reason,
+        "messages": entry.messages,
+        "topic": entry.topic,
+        "first_at": rfc3339(entry.first_at),
+        "last_at": rfc3339(entry.last_at),
+        "detail": entry.detail,
+        "ids": entry.event_ids,
+    }
+
+
+def rfc3339(seconds: float | None) -> str | None:
+    """Return a time as text; None for what no calendar has."""
+    if seconds is None:
+        return None
+    try:
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

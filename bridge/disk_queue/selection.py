@@ -1,0 +1,147 @@
+"""Which rows the operator means, read page by page: a queue of a million rows never stands in memory, nor in the way.
+
+A page looks at `PAGE_ROWS` rows or `_PAGE_BYTES`, whichever comes first, by key and not by offset; so each is read in
+a few milliseconds between two groups of intake (I5, I7). Only reads.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from bridge.disk_queue.rows import DEAD, DELIVERED
+from bridge.message import event_id, event_subject
+from bridge.topics import overlap
+
+PAGE_ROWS = 500
+_PAGE_BYTES = 1 << 20
+_TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
+
+STATES = ("ready", "taken", "delivered", "dead")
+_COLUMNS = (
+    "_id, CAST(data AS BLOB), status, CAST(timestamp AS REAL), settled_at,"
+    " edge_dead.reason, status_code, attempts, at, excerpt"
+)
+
+
+class Selection(NamedTuple):
+    """Every part that is given must match; () and None match everything. `topic` is a filter with wildcards."""
+
+    states: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    received_before: float | None = None
+    topic: str | None = None
+    reason: str | None = None
+
+
+class Death(NamedTuple):
+    """Why a row is dead: its last answer, and the attempts of all its lives."""
+
+    reason: str
+    status_code: int | None
+    attempts: int
+    at: float
+    excerpt: str
+
+
+class Listed(NamedTuple):
+    """A row as it is shown. What cannot be read of it is None; `died`: why it is, or was once, dead."""
+
+    row_id: int
+    event_id: str | None
+    state: str
+    topic: str | None
+    received_at: float | None
+    settled_at: float | None
+    data: bytes
+    died: Death | None
+
+
+def page(
+    connection: sqlite3.Connection, selection: Selection, after_id: int, taken: Collection[int]
+) -> tuple[list[Listed], int | None]:
+    """Return the selected rows among the next ones after this row, and after which to go on; None: that was all."""
+    found: list[Listed] = []
+    size_bytes = 0
+    for looked, row in enumerate(_rows(connection, selection, after_id), start=1):
+        listed = _listed(row, taken)
+        if _matches(listed, selection):
+            found.append(listed)
+        size_bytes += len(listed.data)
+        if looked >= PAGE_ROWS or size_bytes >= _PAGE_BYTES:
+            return found, listed.row_id
+    return found, None
+
+
+def _rows(connection: sqlite3.Connection, selection: Selection, after_id: int) -> Iterator[tuple[Any, ...]]:
+    known = _by_own_id(connection, selection.ids)
+    states = set(selection.states or STATES)
+    if known is not None:
+        where = f"WHERE _id > ? AND _id IN ({','.join(map(str, known))})"
+    elif states <= {"ready", "taken"}:
+        where = "INDEXED BY edge_ready WHERE status < 2 AND _id > ?"
+    elif len(states) == 1:
+        where = f"INDEXED BY edge_settled WHERE status >= 5 AND status = {DEAD if 'dead' in states else DELIVERED}"
+        where += " AND _id > ?"
+    else:
+        where = "WHERE _id > ?"
+    head, _, condition = where.partition("WHERE")
+    sql = f"SELECT {_COLUMNS} FROM ack_queue_default {head} LEFT JOIN edge_dead ON row_id = _id WHERE {condition}"
+    return connection.execute(f"{sql} ORDER BY _id", (after_id,))
+
+
+def _by_own_id(connection: sqlite3.Connection, event_ids: tuple[str, ...]) -> list[int] | None:
+    """Return the rows with these producers' ids by their index, or None if one of them needs a look at every row."""
+    row_ids: list[int] = []
+    for own_id in event_ids:
+        rows = connection.execute(
+            "SELECT _id FROM ack_queue_default INDEXED BY edge_event WHERE event_id = ? AND event_id IS NOT NULL",
+            (own_id,),
+        ).fetchall()
+        if not rows:
+            return None
+        row_ids += [row_id for (row_id,) in rows]
+    return row_ids if event_ids else None
+
+
+def _listed(row: tuple[Any, ...], taken: Collection[int]) -> Listed:
+    row_id, data, status, received_at, settled_at, *died = row
+    data = data or b""
+    own_id, topic = _identity(data)
+    return Listed(
+        row_id, own_id, _state(status, row_id, taken), topic, _time(received_at), _time(settled_at), data, _died(died)
+    )
+
+
+def _identity(data: bytes) -> tuple[str | None, str | None]:
+    try:
+        return event_id(data), event_subject(data)
+    except (ValueError, TypeError, KeyError, AttributeError):  # it cannot be decoded, or is no event yet
+        return None, None
+
+
+def _state(status: int, row_id: int, taken: Collection[int]) -> str:
+    if status == DEAD:
+        return "dead"
+    if status == DELIVERED:
+        return "delivered"
+    return "taken" if row_id in taken else "ready"
+
+
+def _time(value: Any) -> float | None:
+    return value if isinstance(value, float) and 0 <= value < _TIME_MAX else None
+
+
+def _died(columns: list[Any]) -> Death | None:
+    return Death(*columns) if columns[0] is not None else None
+
+
+def _matches(row: Listed, selection: Selection) -> bool:
+    return (
+        (not selection.states or row.state in selection.states)
+        and (not selection.ids or row.event_id in selection.ids)
+        and (selection.received_before is None or (row.received_at or 0.0) < selection.received_before)
+        and (selection.topic is None or (row.topic is not None and overlap(selection.topic, row.topic)))
+        and (selection.reason is None or (row.died is not None and row.died.reason == selection.reason))
+    )
