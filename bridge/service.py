@@ -27,6 +27,7 @@ from bridge import __version__, liveness
 from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.clock import this_boot
+from bridge.control import Control
 from bridge.disk_queue import DiskQueue, FolderLock
 from bridge.disk_thread import DiskThread
 from bridge.errors import BridgeError, ConfigError, DiskFullError, OperatorError, TaskDiedError
@@ -139,6 +140,7 @@ class Service:
             fresh_id=lambda: uuid7(int(time.time() * 1000), secrets.randbits(74)),
         )
         self._connect_parts(former)
+        await stack.enter_async_context(self._control())
         await stack.enter_async_context(self._web())
         log.info(
             "edge-bridge %s as %s: queue in %s with %d waiting, uploading to %s",
@@ -177,6 +179,17 @@ class Service:
         self._announcer = Announcer(
             self._status_link.publish, self._board, settings.status.topic, settings.status.interval_seconds
         )
+
+    @asynccontextmanager
+    async def _control(self) -> AsyncIterator[None]:
+        """Answer `edge-bridge queue`; a file system without sockets must not keep predictions from being stored."""
+        control = Control(self._settings.queue.path, self._disk)
+        try:
+            await control.start()
+        except OperatorError as error:
+            log.warning("%s; going on without it (%s)", error.message, error.hint)
+        yield
+        await control.stop()
 
     @asynccontextmanager
     async def _web(self) -> AsyncIterator[None]:

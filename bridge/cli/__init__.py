@@ -41,6 +41,7 @@ COMMANDS = {
     },
     "Operate": {
         "run": Command("run", "the bridge itself, until SIGTERM or Ctrl-C"),
+        "queue": Command("queue", "look into the buffer, bring back what is dead, see what was lost"),
         "status": Command("status", "how the bridge is: broker, cloud, queue, load"),
     },
     "Configure": {

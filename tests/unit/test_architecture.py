@@ -33,7 +33,7 @@ LAYERS = (
     {"message", "events", "topics"},
     {"loss", "config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log", "liveness"},
     EDGES,
-    {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "announcer"},
+    {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "announcer"},
     {"service"},
     {"demo", "bench"},
     {"cli"},
