@@ -119,7 +119,7 @@ def events_of(losses: Iterable[Loss]) -> list[Event]:
     for (reason, detail), messages in numbers.items():
         match reason.fate:
             case Fate.REFUSED:
-                events.append(Refused(messages, topics[reason, detail], reason.words))
+                events.append(Refused(messages, topics[reason, detail], f"payload of {detail} is {reason.words}"))
             case Fate.DROPPED:
                 events.append(Dropped(messages, reason.words))
             case Fate.DEAD:

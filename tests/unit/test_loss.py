@@ -23,7 +23,7 @@ def test_each_loss_raises_one_counter_by_its_number() -> None:
         Loss(LossReason.DEAD_REMOVED, 5, "t"),
     ]
     assert events_of(losses) == [
-        Refused(1, "t", "too large (intake.max_payload_bytes)"),
+        Refused(1, "t", "payload of 9 bytes is too large (intake.max_payload_bytes)"),
         Dropped(5, "queue.max_bytes reached"),
         Died(4, "refused (HTTP 422)"),
     ]
