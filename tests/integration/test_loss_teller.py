@@ -154,3 +154,17 @@ def test_what_was_told_is_remembered_over_a_restart(tmp_path: Path) -> None:
     assert again.tell() == 1
     assert again.settle() == [("max_bytes", 1)]
     queue.close()
+
+
+def test_each_telling_names_what_was_lost_since_the_one_before(disk_queue: DiskQueue) -> None:
+    """Losses of one kind share an entry of the ledger; one that was told is closed."""
+    teller = Teller(disk_queue)
+    named = []
+    for messages in (2, 3):
+        teller.lose(messages)
+        teller.tell()
+        with disk_queue.transaction():
+            (row,) = disk_queue.take(1, 1)
+            disk_queue.ack_rows([row.row_id])
+        named.append(orjson.loads(row.data)["data"]["ids"])
+    assert named == [["m0", "m1"], ["m0", "m1", "m2"]]
