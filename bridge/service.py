@@ -47,12 +47,10 @@ from bridge.intake import Intake
 from bridge.liveness import Pulse
 from bridge.log import EventLogger
 from bridge.loss import Loss, LossReason, events_of
-from bridge.message import CLOCK_SET_SINCE, adopt, redated
-from bridge.status import Bounds, Status, leaf_will, object_will
-from bridge.supervisor import Supervisor
 from bridge.loss_teller import LossTeller
-from bridge.message import adopt, uuid7
+from bridge.message import CLOCK_SET_SINCE, adopt, redated, uuid7
 from bridge.status import Bounds, CloudState, Status, leaf_will, object_will
+from bridge.supervisor import Supervisor
 from bridge.uploader import Uploader
 
 if TYPE_CHECKING:

@@ -25,12 +25,10 @@ The format, whole
     edge_dead           why a row is dead: reason, HTTP status, attempts, time, excerpt of the answer
     edge_loss           the loss ledger: what was refused, dropped or died, in the transaction that gave it up;
                         bounded: the oldest entries go
-    edge_loss_total     for each reason how many messages were ever lost; what was trimmed stays counted
-    edge_note           what a later start must know (key, value); `clock_unset_from_row`: from there on rows may have
-                        come before the clock was set, and wait for their right time
     edge_loss_total     for each reason how many messages were ever lost (what was trimmed stays counted),
                         and of how many the cloud was told
-    edge_note           what a later start must know (key, value)
+    edge_note           what a later start must know (key, value); `clock_unset_from_row`: from there on rows may have
+                        come before the clock was set, and wait for their right time
 
     ready index         the rows with status < 2: taking costs the same behind a million delivered rows
     settled index       the delivered and dead rows: what housekeeping deletes, and counts at start

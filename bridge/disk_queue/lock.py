@@ -25,8 +25,6 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         try:
             _make_folder(folder)
-            if all(path.name.startswith((FILE_NAME, LOCK_NAME)) for path in folder.iterdir()):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if all(path.name.startswith(_OURS) for path in folder.iterdir()):
                 with suppress(PermissionError):  # a volume that belongs to somebody else, and we may write to it
                     folder.chmod(0o700)  # ours alone; a folder with other things in it keeps its mode

@@ -418,8 +418,7 @@ class DiskQueue(SQLiteAckQueue):
                 break
             if received_before is not None and received_at >= received_before:
                 break
-            if row_id not in taken and (received_before is None or received_at > CLOCK_SET_SINCE):
-            if row_id not in spared and (received_before is None or received_at > _CLOCK_SET_SINCE):
+            if row_id not in spared and (received_before is None or received_at > CLOCK_SET_SINCE):
                 row_ids.append(row_id)
                 freed_bytes += size_bytes or 0
         rows.close()

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import orjson
 
 from bridge.disk_queue import DiskQueue, FolderLock, NewRow
+from bridge.loss import LossReason
 from bridge.message import DeadRow, head, head_middle, tail
 
 READY, DELIVERED, DEAD = 0, 5, 9
@@ -215,7 +216,7 @@ class Life:
         victims = ready[:count]
         plan.changes |= dict.fromkeys(victims)
         plan.losses += len(victims)
-        plan.verbs.append(lambda: self._queue.drop_oldest(count, 0, "bound"))
+        plan.verbs.append(lambda: self._queue.drop_oldest(count, 0, LossReason.MAX_MESSAGES))
 
     def _tidy(self, plan: Plan, keep: int) -> None:
         held = self._picture.after(plan.changes, 0).rows
