@@ -47,8 +47,7 @@ def test_the_counters_are_the_ledger_and_the_ledger_is_what_the_cloud_lacks(
         wait_until(lambda: stage.messages["dropped"] == 161 - BOUND, what="dropped")
         waiting = stage.tried[-20:]
         stage.cloud.always(reject_ids(waiting[:3]))
-        wait_until(lambda: stage.status["queue"]["ready"] + stage.status["queue"]["taken"] == 0, what="drained")
-        wait_until(lambda: stage.messages["dead"] == 3, what="dead")
+        stage.wait_settled(BOUND, 20)
         counted = stage.messages
         stage.stop()
         totals = dict(stage.select("SELECT reason, messages FROM edge_loss_total"))

@@ -185,8 +185,10 @@ def test_what_was_under_way_in_time_never_expires(tmp_path: Path) -> None:
     queue.close()
 
 
-def test_a_message_from_before_the_clock_was_set_does_not_expire(disk_queue: DiskQueue) -> None:
-    put_expiring(disk_queue, 1060.0, received_at=1000.0)
+@pytest.mark.parametrize("received_at", [1000.0, NOW], ids=["as it came", "once its time was put right"])
+def test_a_message_from_before_the_clock_was_set_does_not_expire(disk_queue: DiskQueue, received_at: float) -> None:
+    """Its expiry was counted from what the clock said then."""
+    put_expiring(disk_queue, 1060.0, received_at=received_at)
     assert take(disk_queue) == ["m0"]
 
 
