@@ -140,10 +140,9 @@ class Store:
     def _make_room(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[str, str]:
         """Keep the bounds; `rows` may become fewer. Returns what there is to wait for, if anything, and why."""
         bounds = self._bounds
-        if bounds.min_free_disk_bytes and (free := queue.disk_free_bytes()) < bounds.min_free_disk_bytes:
-            # Never a reason to drop: others may have filled the disk, and dropping would not free it.
-            reason = f"only {free >> 20} MiB free on the disk, {bounds.min_free_disk_bytes >> 20} MiB are kept"
-            return "full", reason
+        incoming_bytes = sum(len(row.data) + _ROW_OVERHEAD_BYTES for row in rows)
+        if reason := queue.full_reason(bounds.min_free_disk_bytes, incoming_bytes):
+            return "full", reason  # never a reason to drop: that would not free what others have filled
         over_messages, over_bytes, bound = self._excess(queue, rows)
         if bound is None:
             return "", ""

@@ -4,7 +4,8 @@ The event loop hands over verbs and awaits their results; the thread takes all t
 them in one transaction and answers after the one sync. So neither the network nor the event loop ever waits for the
 disk (I7), and under load one fsync serves a whole group of puts, acks and takes. It never decides anything.
 
-If the disk is full the group is undone and each verb is tried alone: deletes and acks go on while puts fail.
+If the disk is full the group is undone and each verb is tried alone, at last with the reserve released and the WAL
+written back: acks and deletes go on while puts fail.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from bridge.disk_queue import DiskQueue
-from bridge.errors import DiskFailedError, DiskFullError
+from bridge.errors import BridgeError, DiskFailedError, DiskFullError, PassingError
 from bridge.liveness import IDLE
 from bridge.loss import Loss
 from bridge.message import DeadRow, Row
@@ -103,7 +105,8 @@ class DiskThread:
         self._maybe_ready.set()
 
     async def housekeep(self) -> None:
-        """Delete delivered rows that are too old or too many, and give free pages back; small steps, once a second."""
+        """Keep the reserve, delete delivered rows that are too old or too many, give free pages back; once a second."""
+        await self.run(lambda queue: queue.keep_reserve())
         await self.run(self._tidy)
         await self.run(lambda queue: queue.shrink())
 
@@ -128,6 +131,8 @@ class DiskThread:
             while (jobs := self._next_group()) is not None:
                 self._group_started_at = time.monotonic()
                 self._commit(jobs)
+                with suppress(PassingError):  # whoever needs the room next relieves the queue
+                    self._between_groups(self._queue.bound_wal)
                 self._group_started_at = None
         finally:
             self._queue.close()
@@ -143,21 +148,17 @@ class DiskThread:
             jobs.append(job)
         return jobs or None
 
-    def _commit(self, jobs: list[_Job]) -> None:
+    def _commit(self, jobs: list[_Job], *, relieved: bool = False) -> None:
         if self._failed:
             self._answer([(job, None, self._failed) for job in jobs])
             return
         try:
             with self._queue.transaction():
                 results = [job.verb(self._queue) for job in jobs]
-                if self._queue.excess(self._keep[1]) > _TIDY_EXCESS:
+                if not relieved and self._queue.excess(self._keep[1]) > _TIDY_EXCESS:
                     self._tidy(self._queue)
-        except DiskFullError as error:
-            if len(jobs) == 1:
-                self._answer([(jobs[0], None, error)])
-            else:
-                for job in jobs:
-                    self._commit([job])
+        except PassingError as error:
+            self._try_again(jobs, error, relieved=relieved)
         except BaseException as error:  # noqa: BLE001 - the top of the thread: whoever asked gets it and ends loudly
             if isinstance(error, DiskFailedError):
                 # After a failed sync the kernel may have forgotten the pages: what the file holds is unknown until
@@ -168,6 +169,25 @@ class DiskThread:
             if losses := self._queue.ledger.recent:
                 self._loop.call_soon_threadsafe(self._on_losses, losses)
             self._answer([(job, result, None) for job, result in zip(jobs, results, strict=True)])
+
+    def _try_again(self, jobs: list[_Job], error: PassingError, *, relieved: bool) -> None:
+        if len(jobs) > 1:
+            for job in jobs:
+                self._commit([job])
+        elif isinstance(error, DiskFullError) and not relieved:
+            self._between_groups(self._queue.relieve)
+            self._commit(jobs, relieved=True)
+        else:
+            self._answer([(jobs[0], None, error)])
+
+    def _between_groups(self, work: Callable[[], None]) -> None:
+        """Do what is no transaction; if it fails but for want of room, whoever asks next gets the error."""
+        try:
+            work()
+        except PassingError:
+            raise
+        except BridgeError as error:
+            self._failed = error
 
     def _tidy(self, disk_queue: DiskQueue) -> None:
         for _ in range(_TIDY_STEPS):

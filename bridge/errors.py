@@ -56,8 +56,22 @@ class FaultError(BridgeError):
     """The machine failed us; a supervisor may restart the process. Exit status 1."""
 
 
-class DiskFullError(FaultError):
-    """The file system or the database has no room; nothing of the transaction was stored. Passing: try again."""
+class PassingError(FaultError):
+    """Nothing of the transaction happened, and the same may work later: try again. `state` is what the disk is then."""
+
+    state = "failing"
+
+
+class DiskFullError(PassingError):
+    """The file system or the database has no room."""
+
+    state = "full"
+
+
+class ShortageError(PassingError):
+    """The process got no memory or no file descriptor. The queue itself is sound."""
+
+    state = "starved"
 
 
 class DiskFailedError(FaultError):

@@ -22,7 +22,7 @@ from bridge.agenda import Agenda, Effect, Settlement
 from bridge.backoff import Breaker, Closed, Leave, Paused, Probe, Wait
 from bridge.batch import Batch, Limits
 from bridge.config.settings import UploadSettings
-from bridge.errors import DiskFullError
+from bridge.errors import PassingError
 from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Emit
 from bridge.liveness import IDLE
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row
@@ -279,7 +279,7 @@ class _Lane(Generic[PreparedT]):
         limits, now = self._destination.limits, self._of.wall_clock()
         try:
             rows = await self._of.outbox.take(limits.messages, limits.row_bytes)
-        except DiskFullError:
+        except PassingError:
             await self._wait(DISK_RETRY_SECONDS)
             return
         if not self.agenda.row_ids:
@@ -330,7 +330,7 @@ class _Lane(Generic[PreparedT]):
         while True:
             try:
                 await write()
-            except DiskFullError:
+            except PassingError:
                 if self._destination.stopping:
                     return False
                 self._moves_within(DISK_RETRY_SECONDS)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from bridge.admission import Arrival, Group, Outcome, Store
 from bridge.clock import Boot
 from bridge.disk_queue import DiskQueue
-from bridge.errors import DiskFullError
+from bridge.errors import PassingError
 from bridge.events import (
     ConflictSeen,
     DiskRecovered,
@@ -226,8 +226,8 @@ class Intake:
         while True:
             try:
                 outcome = await self._disk.run(lambda queue: self._store(queue, group))
-            except DiskFullError as error:
-                outcome = Outcome(blocked="full", reason=error.message)
+            except PassingError as error:
+                outcome = Outcome(blocked=error.state, reason=error.message)
             if not outcome.blocked:
                 self._store.stored()
                 if self._troubled:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import orjson
 
 from bridge.disk_queue import DiskQueue, NewRow, Untold
-from bridge.errors import DiskFullError
+from bridge.errors import PassingError
 from bridge.message import head, head_middle, tail
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class LossTeller:
             upload, online = self._upload(), self._cloud_is_online()
             if not upload.report_losses or upload.format == "json":
                 continue
-            with suppress(DiskFullError):  # a state that intake tells of; the ledger keeps what is untold
+            with suppress(PassingError):  # a state that intake tells of; the ledger keeps what is untold
                 if await self._disk.run(lambda queue: self.tell(queue, cloud_is_online=online)):  # noqa: B023
                     self._disk.wake()
 

@@ -30,7 +30,7 @@ from bridge.clock import this_boot
 from bridge.control import Control
 from bridge.disk_queue import DiskQueue, FolderLock
 from bridge.disk_thread import DiskThread
-from bridge.errors import BridgeError, ConfigError, DiskFullError, OperatorError, TaskDiedError
+from bridge.errors import BridgeError, ConfigError, OperatorError, PassingError, TaskDiedError
 from bridge.events import (
     BrokerConnected,
     BrokerLost,
@@ -83,6 +83,7 @@ class Service:
         self._board = StatusBoard(Status.starting(__version__, settings.device_id, system_now(), bounds))
         self._event_log = EventLogger(time.monotonic)
         self._status_link_error = ""
+        self._disk_full = False
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
@@ -260,12 +261,13 @@ class Service:
     async def _housekeep(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            with contextlib.suppress(DiskFullError):  # a state that intake tells of, not an end
+            with contextlib.suppress(PassingError):  # a state that is told below, not an end
                 await self._disk.housekeep()
                 await self._put_times_right()
                 await self._drop_too_old()
                 await self._note_filters()
-            await self._count()
+            with contextlib.suppress(PassingError):
+                await self._count()
 
     async def _put_times_right(self) -> None:
         while time.time() >= CLOCK_SET_SINCE and await self._disk.run(lambda queue: queue.put_times_right()):
@@ -292,9 +294,9 @@ class Service:
             self._filters_noted = True
 
     async def _count(self) -> None:
-        def look(queue: DiskQueue) -> QueueCounted:
+        def look(queue: DiskQueue) -> tuple[QueueCounted, str]:
             counts, oldest = queue.counts(), queue.oldest_received_at()
-            return QueueCounted(
+            counted = QueueCounted(
                 counts.ready,
                 counts.taken,
                 counts.delivered,
@@ -304,8 +306,19 @@ class Service:
                 queue.disk_free_bytes(),
                 None if oldest is None else max(0.0, time.time() - oldest),
             )
+            return counted, queue.full_reason(self._settings.queue.min_free_disk_bytes)
 
-        self._emit(await self._disk.run(look))
+        counted, full_reason = await self._disk.run(look)
+        self._emit(counted)
+        self._tell_full(full_reason)
+
+    def _tell_full(self, reason: str) -> None:
+        """Tell of a full disk also while no message comes; whether it takes one that does is intake's to tell."""
+        if reason:
+            self._emit(DiskTroubled("full", reason))
+        elif self._disk_full:
+            self._emit(DiskRecovered())
+        self._disk_full = bool(reason)
 
     async def _watch_disk(self) -> None:
         stalled = False

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from bridge.errors import QueueUnusableError
 
 FILE_NAME = "data.db"
+WAL_NAME = FILE_NAME + "-wal"
 APPLICATION_ID = 0x45444742  # "EDGB" in the header of the file: tells it from another program's database
+INCREMENTAL = 2  # auto_vacuum
 FORMAT_VERSION = 1  # PRAGMA user_version; 0 is the stock library's
 
 Durability = Literal["power", "crash"]
@@ -90,19 +92,23 @@ def refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:
         )
 
 
-def set_pragmas(connection: sqlite3.Connection, durability: Durability) -> None:
+def set_pragmas(connection: sqlite3.Connection, durability: Durability, wal_bytes: int) -> None:
     """Set and assert what the promises stand on; SQLite ignores what it cannot do without a word.
 
-    auto_vacuum counts only before the first table; locking_mode before WAL, so that no -shm file and no second
-    connection can be; synchronous FULL (2) syncs the WAL at every commit, NORMAL (1) only at checkpoints.
+    auto_vacuum counts only before the first table (and each time it is set a page is written, which a full disk
+    refuses); locking_mode before WAL, so that no -shm file and no second connection can be; synchronous FULL (2)
+    syncs the WAL at every commit, NORMAL (1) only at checkpoints. `wal_bytes` of WAL are gathered before they are
+    written back.
     """
+    wal_pages = wal_bytes // connection.execute("PRAGMA page_size").fetchone()[0]
+    is_new = connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL
     wanted: list[tuple[str, Any, Any]] = [
-        ("auto_vacuum", "INCREMENTAL", None),
+        *([("auto_vacuum", "INCREMENTAL", None)] if is_new else []),
         ("journal_mode", "WAL", "wal"),
         ("synchronous", "FULL" if durability == "power" else "NORMAL", 2 if durability == "power" else 1),
         ("locking_mode", "EXCLUSIVE", "exclusive"),
-        ("wal_autocheckpoint", 4000, 4000),  # pages: 16 MiB of WAL before it is written back
-        ("journal_size_limit", 32 << 20, 32 << 20),
+        ("wal_autocheckpoint", wal_pages, wal_pages),
+        ("journal_size_limit", 4 * wal_bytes, 4 * wal_bytes),
         ("cache_size", -8192, -8192),  # KiB
         ("temp_store", "MEMORY", 2),
         ("trusted_schema", "OFF", 0),

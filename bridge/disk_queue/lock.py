@@ -7,19 +7,21 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from bridge.disk_queue.faults import os_error
 from bridge.disk_queue.file import FILE_NAME, sync_folder
-from bridge.errors import QueueInUseError, QueueUnusableError
+from bridge.disk_queue.reserve import RESERVE_NAME
+from bridge.errors import QueueInUseError
 
 LOCK_NAME = "bridge.lock"
 SOCKET_NAME = "control.sock"  # the control socket's place; it knows the rest (bridge.control)
-_OURS = (FILE_NAME, LOCK_NAME, SOCKET_NAME)
+_OURS = (FILE_NAME, LOCK_NAME, SOCKET_NAME, RESERVE_NAME)
 
 
 class FolderLock:
     """The lock of a queue's folder: held by one process, released by the kernel when that dies.
 
     Take it before MQTT: two clients with one client id throw each other out for ever. Raises QueueInUseError with
-    the holder's pid, QueueUnusableError if the folder cannot be made or written.
+    the holder's pid, another BridgeError if the folder cannot be made or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,10 +33,8 @@ class FolderLock:
             self._fd = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             os.fchmod(self._fd, 0o600)  # also one that was there before
         except OSError as error:
-            raise QueueUnusableError(
-                f"the queue folder {folder} cannot be used: {error.strerror}",
-                "make it a folder that this user may write to, or set queue.path to another one",
-            ) from error
+            hint = "make it a folder that this user may write to, or set queue.path to another one"
+            raise os_error(error, f"the queue folder {folder}", hint) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -7,7 +7,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ from bridge.disk_queue.file import (
     FORMAT_VERSION,
     LEDGER_COLUMNS,
     SCHEMA,
+    WAL_NAME,
     Durability,
     make_private,
     refuse_foreign,
     set_pragmas,
 )
 from bridge.disk_queue.ledger import Entry, Ledger, entries_max
+from bridge.disk_queue.reserve import Reserve
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Span, State, merged, runs
 from bridge.disk_queue.selection import Listed, Selection, page
 from bridge.disk_queue.serializer import serializer
-from bridge.errors import QueueDamagedError
+from bridge.errors import DiskFullError, PassingError, QueueDamagedError
 from bridge.loss import Gone, Loss, LossReason, by_topic
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, reads_as_ours
 
@@ -42,6 +44,8 @@ _TOLD_ROWS_NOTE = "loss_event_rows"
 _DEAD_MAX = 10_000  # dead rows that are kept
 _EXPIRED_MAX = 2000  # rows given up in one take because they expired
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
+_ROOM_FACTOR = 3  # free space that a group needs, in its own sizes
+_WAL_BYTES_MAX = 64 << 20  # far above what checkpoints that succeed leave
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 _REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
 _UNSET_NOTE = "clock_unset_from_row"
@@ -73,7 +77,18 @@ class DiskQueue(SQLiteAckQueue):
         self._adopt, self._redate = adopt, redate
         self._changed = False
         with mapped(folder):
-            super().__init__(str(folder), multithreading=False, auto_resume=False, serializer=serializer)
+            self._reserve = Reserve(folder)
+        try:
+            self._open(max_bytes)
+        except DiskFullError:
+            self.close()
+            if not self._reserve.release():
+                raise
+            self._open(max_bytes)  # what must be written before the first row: a new file, or another release's
+
+    def _open(self, max_bytes: int) -> None:
+        with mapped(self.folder):
+            super().__init__(str(self.folder), multithreading=False, auto_resume=False, serializer=serializer)
             self.ledger = Ledger(self._conn, entries_max(max_bytes))
             self._prepare()
 
@@ -87,7 +102,7 @@ class DiskQueue(SQLiteAckQueue):
             refuse_foreign(connection, file)
             for ours in file.parent.glob(FILE_NAME + "*"):  # a file of ours, not before; -wal may be there already
                 ours.chmod(0o600)
-            set_pragmas(connection, self._durability)
+            set_pragmas(connection, self._durability, self._reserve.size_bytes // 2)
         except BaseException:
             connection.close()
             raise
@@ -164,7 +179,8 @@ class DiskQueue(SQLiteAckQueue):
         except BaseException:
             self._state = before
             if self._conn.in_transaction:
-                self._conn.execute("ROLLBACK")
+                with mapped(self.folder):
+                    self._conn.execute("ROLLBACK")
             raise
 
     def _write_state(self, state: State) -> None:
@@ -175,6 +191,49 @@ class DiskQueue(SQLiteAckQueue):
         spans = merged([*((span.first, span.last) for span in state.flying), *state.returned])
         if spans:
             self._conn.executemany("INSERT INTO edge_batch VALUES (?, ?)", spans)
+
+    # --- a full disk -------------------------------------------------------------------------------------------
+
+    def relieve(self) -> None:
+        """Make room on a full disk: release the reserve, write the WAL back so that it begins anew. No verb."""
+        with mapped(self.folder):
+            self._reserve.release()
+        with suppress(PassingError):
+            self.checkpoint()
+
+    def bound_wal(self) -> None:
+        """Write back a WAL that has outgrown its bound, and hear why it did. No verb: run it between transactions.
+
+        SQLite tries after commits, but says nothing if that fails.
+        """
+        with mapped(self.folder):
+            wal_bytes = (self.folder / WAL_NAME).stat().st_size
+        if wal_bytes > _WAL_BYTES_MAX:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write the WAL back. No verb: run it between transactions."""
+        with mapped(self.folder):
+            self._conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def keep_reserve(self) -> None:
+        """Make the reserve again if it was released and there is room by now."""
+        self._reserve.keep(self.disk_free_bytes())
+
+    def full_reason(self, free_bytes_min: int, incoming_bytes: int = 0) -> str:
+        """Return why the disk counts as full for intake, "" if it does not.
+
+        A group needs its size twice, in the WAL and then in the database, and some more for pages and indexes.
+        """
+        free_bytes = self.disk_free_bytes()
+        free = f"only {free_bytes / 2**20:.1f} MiB free on the disk"
+        if free_bytes < free_bytes_min:
+            return f"{free}, {free_bytes_min >> 20} MiB are kept"
+        if self._reserve.spent:
+            return f"{free}, the reserve is in use; {self._reserve.wanted_bytes >> 20} MiB are needed"
+        if free_bytes < _ROOM_FACTOR * incoming_bytes:
+            return f"{free}, too little for {incoming_bytes / 2**20:.1f} MiB of messages"
+        return ""
 
     # --- the verbs ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,86 @@
+"""The reserve: a file in the queue's folder whose room is given back when others have filled the disk.
+
+On a disk without a free byte SQLite can neither write a delete nor write back its WAL, so a full queue could never
+drain. The reserve is made while there is room, kept over restarts, released at the first "full", and made again by
+housekeeping once there is twice its size. While it is released intake stores nothing (it would eat it up): the room
+belongs to acks, deletes and the WAL. Once written to, the WAL keeps what it got, so it lasts for any backlog.
+
+Holds its part of I5: the WAL may grow by half a reserve before it is written back, so the reserve always covers what
+the database itself must grow by then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+RESERVE_NAME = "reserve"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_BYTES_MIN, _BYTES_MAX = 1 << 20, 16 << 20
+_DISK_PARTS = 8  # an eighth of a very small disk
+_CHUNK_BYTES = 1 << 20
+
+
+class Reserve:
+    """The reserve of one queue folder. `spent`: it was released, or there is no room for it; then the disk is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / RESERVE_NAME
+        room = os.statvfs(folder)
+        disk_bytes = room.f_blocks * room.f_frsize
+        self.size_bytes = max(_BYTES_MIN, min(disk_bytes // _DISK_PARTS, _BYTES_MAX))
+        self.spent = False
+
+    @property
+    def wanted_bytes(self) -> int:
+        """Free space from which on it is made: twice its size, so that it does not come and go."""
+        return 2 * self.size_bytes
+
+    @property
+    def held(self) -> bool:
+        """Whether the file is there, whole; an earlier run may have made it."""
+        try:
+            return self._file.stat().st_size >= self.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> bool:
+        """Give its room back; tells whether there was any."""
+        self.spent = True
+        try:
+            self._file.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def keep(self, free_bytes: int) -> None:
+        """Make it if it is not there and there is room."""
+        if self.held:
+            return
+        self.spent = free_bytes < self.wanted_bytes
+        if not self.spent:
+            try:
+                self._make()
+            except OSError as error:
+                self._file.unlink(missing_ok=True)
+                self.spent = error.errno in NO_ROOM  # others were faster, or a quota; else go on without
+
+    def _make(self) -> None:
+        self._file.unlink(missing_ok=True)  # what a kill left half made
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _allocate(descriptor, self.size_bytes)
+        finally:
+            os.close(descriptor)
+
+
+def _allocate(descriptor: int, size_bytes: int) -> None:
+    """Have the file system set real blocks aside; where it cannot, write what no compression makes smaller."""
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        for offset in range(0, size_bytes, _CHUNK_BYTES):
+            os.pwrite(descriptor, os.urandom(_CHUNK_BYTES), offset)
