@@ -107,7 +107,10 @@ class DiskThread:
     async def housekeep(self) -> None:
         """Keep the reserve, delete delivered rows that are too old or too many, give free pages back; once a second."""
         await self.run(lambda queue: queue.keep_reserve())
-        await self.run(self._tidy)
+        try:
+            await self.run(self._tidy)
+        except DiskFullError:
+            await self.run(lambda queue: queue.tidy(*self._keep))  # one step may have room
         await self.run(lambda queue: queue.shrink())
 
     def stalled_seconds(self) -> float:

@@ -49,6 +49,7 @@ _WAL_BYTES_MAX = 64 << 20  # far above what checkpoints that succeed leave
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 _REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
 _UNSET_NOTE = "clock_unset_from_row"
+_MARK = "UPDATE ack_queue_default SET status = ?, settled_at = ?"
 
 Adopt = Callable[[bytes, float], bytes | None]
 Redate = Callable[[bytes], tuple[bytes, float] | None]
@@ -195,9 +196,9 @@ class DiskQueue(SQLiteAckQueue):
     # --- a full disk -------------------------------------------------------------------------------------------
 
     def relieve(self) -> None:
-        """Make room on a full disk: release the reserve, write the WAL back so that it begins anew. No verb."""
+        """Make room on a full disk: put the reserve into the WAL, then write that back. No verb."""
         with mapped(self.folder):
-            self._reserve.release()
+            self._reserve.release_into(self.folder / WAL_NAME)
         with suppress(PassingError):
             self.checkpoint()
 
@@ -389,14 +390,21 @@ class DiskQueue(SQLiteAckQueue):
         return looked_at > 0
 
     def ack_rows(self, row_ids: Sequence[int]) -> None:
-        """Taken rows become delivered: an answer of the cloud covers them."""
-        self._settle(row_ids, DELIVERED)
+        """Taken rows become delivered: an answer of the cloud covers them.
+
+        On a full disk they are deleted at once: that frees pages, while marking them makes the database grow.
+        """
+        if self._reserve.spent:
+            self._settle(row_ids, "DELETE FROM ack_queue_default")
+            self._become(waiting=self._state.waiting - len(row_ids))
+            return
+        self._settle(row_ids, _MARK, DELIVERED, time.time())
         self._become(waiting=self._state.waiting - len(row_ids), delivered=self._state.delivered + len(row_ids))
 
     def reject(self, dead: Sequence[DeadRow]) -> None:
         """Rows become dead: kept with the reason, and written in the loss ledger in this very transaction (I9)."""
-        self._settle([row.row_id for row in dead], DEAD)
         now = time.time()
+        self._settle([row.row_id for row in dead], _MARK, DEAD, now)
         self._conn.executemany(
             "INSERT INTO edge_dead VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (row_id) DO UPDATE"
             " SET reason = excluded.reason, status_code = excluded.status_code, at = excluded.at,"
@@ -420,13 +428,11 @@ class DiskQueue(SQLiteAckQueue):
         unsent = self._state.unsent if sent else (*self._state.unsent, *back)
         self._state = replace(self._state, returned=merged([*self._state.returned, *back]), unsent=unsent)
 
-    def _settle(self, row_ids: Sequence[int], status: int) -> None:
-        now, changed = time.time(), 0
-        for first, last in runs(row_ids):
-            changed += self._conn.execute(
-                "UPDATE ack_queue_default SET status = ?, settled_at = ? WHERE _id BETWEEN ? AND ? AND status < 2",
-                (status, now, first, last),
-            ).rowcount
+    def _settle(self, row_ids: Sequence[int], statement: str, *values: float) -> None:
+        changed = sum(
+            self._conn.execute(f"{statement} WHERE _id BETWEEN ? AND ? AND status < 2", (*values, first, last)).rowcount
+            for first, last in runs(row_ids)
+        )
         if changed != len(row_ids):
             raise QueueDamagedError(
                 f"{len(row_ids)} rows were to be settled but {changed} were waiting in {self.folder / FILE_NAME}",

@@ -3,7 +3,7 @@
 On a disk without a free byte SQLite can neither write a delete nor write back its WAL, so a full queue could never
 drain. The reserve is made while there is room, kept over restarts, released at the first "full", and made again by
 housekeeping once there is twice its size. While it is released intake stores nothing (it would eat it up): the room
-belongs to acks, deletes and the WAL. Once written to, the WAL keeps what it got, so it lasts for any backlog.
+belongs to acks, deletes and the WAL. What the WAL got it keeps and writes over, so it lasts for any backlog.
 
 Holds its part of I5: the WAL may grow by half a reserve before it is written back, so the reserve always covers what
 the database itself must grow by then.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 RESERVE_NAME = "reserve"
@@ -53,6 +54,17 @@ class Reserve:
         except FileNotFoundError:
             return False
         return True
+
+    def release_into(self, wal: Path) -> None:
+        """Release it, and have the WAL take half of the room before others do; the rest is for the database to grow.
+
+        SQLite reads zeros behind the last frame as its end, and writes over them.
+        """
+        if self.release():
+            descriptor = os.open(wal, os.O_WRONLY | os.O_CLOEXEC)  # no lock of SQLite's is on this file
+            with suppress(OSError):  # then what is left is what there is
+                os.posix_fallocate(descriptor, 0, self.size_bytes // 2)
+            os.close(descriptor)
 
     def keep(self, free_bytes: int) -> None:
         """Make it if it is not there and there is room."""
