@@ -1,12 +1,12 @@
-"""The real disk queue and disk thread under a failing disk, a child a case; run by test_promise_07 behind strace.
+"""The real disk queue and disk thread on a failing disk, two children a case; run behind strace by promise 7's test.
 
-    python -m tests.harness.disk_worker FOLDER CALL LAST FIRST STEP
+    python -m tests.harness.disk_worker FOLDER CALL CASES
 
-strace makes the LAST-th call of a thread on the queue's files fail, once or from there on. It counts anew in each
-child and each thread, so a child that is to fail at its N-th call first makes LAST - N calls on a file of no account:
-in its main thread, which opens the queue, or in the disk thread. Then a message's life without a network: put,
-confirm, take, deliver, ack. A second child, which nothing fails, is the supervisor's restart: it must drain the queue
-to empty. One JSON line a case on standard output.
+strace makes the COUNT-th CALL of any thread on the queue's files fail, once or from there on; it counts anew in each
+child and each thread. So a child that is to fail at its N-th call makes COUNT - N idle calls first, in the main
+thread, which opens the queue, and in the disk thread. Then messages live without a network: put, confirm, take,
+deliver, ack. The second child, which nothing fails, is the supervisor's restart: it drains the queue to empty. One
+JSON line a case on standard output.
 """
 
 from __future__ import annotations
@@ -16,74 +16,132 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from bridge.disk_queue import DiskQueue, FolderLock, NewRow
 from bridge.disk_thread import DiskThread
 from bridge.errors import BridgeError, PassingError
 from bridge.message import event_id, head, head_middle, tail
 
-GROUPS, GROUP_MESSAGES = 40, 5
-TRIES_MAX = 20  # then whoever looks after the machine turns it off and on again
-EXIT_GAVE_UP = 75
-MIDDLE = head_middle("edge/x", "t")
+COUNT = 400  # more than the restart makes
+IDLE_NAME = "data.db-idle"  # strace looks at it too
+GROUPS, GROUP_MESSAGES, TAKE_MESSAGES = 60, 5, 6
+TRIES_MAX = 10  # then whoever looks after the machine turns it off and on again
+GAVE_UP = 75
 CALLS: dict[str, Callable[[int], object]] = {
     "pwrite64": lambda descriptor: os.pwrite(descriptor, b"x", 0),
     "fdatasync": os.fdatasync,
     "fsync": os.fsync,
-    "ftruncate": lambda descriptor: os.ftruncate(descriptor, 1),
 }
+MIDDLE = head_middle("edge/x", "t")
+T = TypeVar("T")
 
 
-def event(name: str) -> bytes:
-    return head(name, MIDDLE, "2026-01-01T00:00:00Z") + tail(b'"' + b"x" * 200 + b'"', is_json=True)
-
-
-def burn(folder: Path, call: str, calls: int) -> None:
-    """Make so many calls that strace counts, on a file of no account."""
-    descriptor = os.open(folder / "data.db-burnt", os.O_RDWR | os.O_CREAT, 0o600)
+def idle(folder: Path, call: str, calls: int) -> None:
+    """Make so many calls that strace counts and nobody needs."""
+    descriptor = os.open(folder / IDLE_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(calls):
         CALLS[call](descriptor)
     os.close(descriptor)
 
 
+def new_rows(names: Collection[str]) -> list[NewRow]:
+    body = tail(b'"' + b"x" * 200 + b'"', is_json=True)
+    return [NewRow(head(name, MIDDLE, "2026-01-01T00:00:00Z") + body, 1.0, None, name) for name in names]
+
+
+def put(rows: list[NewRow], queue: DiskQueue) -> None:
+    """As admission does: what is stored already is known by its id."""
+    known = queue.find_events(row.event_id for row in rows if row.event_id)
+    queue.put_rows([row for row in rows if row.event_id not in known])
+
+
 class Life:
-    """Put groups and confirm them, take and ack what is there; what was confirmed and delivered is kept in a file."""
+    """What the messages of one run go through; the journal keeps what was confirmed and what was delivered."""
 
     def __init__(self, disk: DiskThread, journal: int) -> None:
         self._disk, self._journal = disk, journal
 
-    async def run(self, groups: int) -> None:
-        for group in range(groups):
+    async def fill(self) -> None:
+        for group in range(GROUPS):
             names = [f"{group}-{n}" for n in range(GROUP_MESSAGES)]
-            rows = [NewRow(event(name), 1.0, None, name) for name in names]
-            await self._insist(lambda rows=rows: self._disk.run(lambda queue: self._put(queue, rows)))  # type: ignore[misc]
+            await self._insist(partial(self._disk.run, partial(put, new_rows(names))))
             self._note("confirmed", names)
             if group % 2:
-                await self.drain(messages_max=7)
+                await self.deliver(TAKE_MESSAGES)
             if group % 8 == 7:
                 await self._insist(self._disk.housekeep)
 
-    async def drain(self, messages_max: int) -> None:
-        while rows := await self._insist(lambda: self._disk.take(messages_max, 1 << 20)):
+    async def deliver(self, messages_max: int) -> None:
+        while rows := await self._insist(partial(self._disk.take, messages_max, 1 << 20)):
             self._note("delivered", [event_id(row.data) for row in rows])
-            await self._insist(lambda rows=rows: self._disk.ack([row.row_id for row in rows]))  # type: ignore[misc]
+            await self._insist(partial(self._disk.ack, [row.row_id for row in rows]))
 
-    @staticmethod
-    def _put(queue: DiskQueue, rows: list[NewRow]) -> None:
-        """As admission does: what is stored already is known by its id."""
-        known = queue.find_events(row.event_id for row in rows if row.event_id)
-        queue.put_rows([row for row in rows if row.event_id not in known])
-
-    async def _insist(self, verb: Callable[[], object]) -> object:
+    async def _insist(self, verb: Callable[[], Awaitable[T]]) -> T:
         for _ in range(TRIES_MAX):
             try:
-                return await verb()  # type: ignore[misc]
+                return await verb()
             except PassingError:
-                await asyncio.sleep(0)
-        sys.stdout.flush()
-        os._exit(EXIT_GAVE_UP)
+                continue
+        os._exit(GAVE_UP)
 
-    def _note(self, what: str, names: list[str]) -> None:
+    def _note(self, what: str, names: Collection[str]) -> None:
         os.write(self._journal, "".join(f"{what} {name}\n" for name in names).encode())
+
+
+async def live(folder: Path, journal: int, call: str, idle_calls: int, *, fills: bool) -> None:
+    lock = FolderLock(folder)
+    idle(folder, call, idle_calls)
+    disk = DiskThread(DiskQueue(folder), keep_seconds=3600, keep_messages=10)
+    await disk.run(lambda _: idle(folder, call, idle_calls))
+    life = Life(disk, journal)
+    if fills:
+        await life.fill()
+    await life.deliver(1000)
+    assert (await disk.run(lambda queue: queue.counts()))[:2] == (0, 0)
+    disk.close()
+    lock.release()
+
+
+def child(*arguments: object, fills: bool) -> int:
+    """Live in a child process; return its exit status as the real command would have it."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            asyncio.run(live(*arguments, fills=fills))  # type: ignore[arg-type]  # handed on as they are
+            status = 0
+        except BridgeError as error:
+            status = error.exit_status
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def case(folder: Path, call: str, number: int) -> dict[str, object]:
+    """Fail at the N-th call, restart, and count; a drained queue of the second child means that none is stuck."""
+    queue, noted = folder / "queue", folder / "journal"
+    shutil.rmtree(queue, ignore_errors=True)
+    noted.write_bytes(b"")
+    journal = os.open(noted, os.O_WRONLY | os.O_APPEND)
+    statuses = [child(queue, journal, call, COUNT - number, fills=True), child(queue, journal, call, 0, fills=False)]
+    os.close(journal)
+    seen: dict[str, set[str]] = {"confirmed": set(), "delivered": set()}
+    for line in noted.read_text().splitlines():
+        what, name = line.split()
+        seen[what].add(name)
+    return {
+        "number": number,
+        "statuses": statuses,
+        "lost": sorted(seen["confirmed"] - seen["delivered"]),
+        "files": sorted(path.name for path in queue.iterdir()),
+    }
+
+
+if __name__ == "__main__":
+    for number in range(1, int(sys.argv[3]) + 1):
+        sys.stdout.write(json.dumps(case(Path(sys.argv[1]), sys.argv[2], number)) + "\n")
+        sys.stdout.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,21 @@ def delaying_syncs(delay_seconds: float) -> tuple[str, ...]:
     """Return the wrapper that makes each sync take so much longer: a slow SD card."""
     inject = f"inject={SYNCS}:delay_exit={int(delay_seconds * 1e6)}"
     return (*QUIET, "-e", f"trace={SYNCS}", "-e", inject, "-o", "/dev/null")
+
+
+def failing(calls: str, error: str, when: str, files: Iterable[Path], log: Path) -> tuple[str, ...]:
+    """Return the wrapper that fails these calls on these files, at the N-th of a thread (N) or from there on (N+).
+
+    The log holds what failed.
+    """
+    paths = [word for file in files for word in ("-P", str(file))]
+    inject = f"inject={calls}:error={error}:when={when}"
+    return (*QUIET, *paths, "-e", f"trace={calls}", "-e", inject, "-e", "status=failed", "-o", str(log))
+
+
+def injected(log: Path) -> int:
+    """Return how many calls were made to fail."""
+    return log.read_text().count("(INJECTED)")
 
 
 @dataclass(frozen=True, slots=True)
