@@ -8,6 +8,8 @@ maps them to one of these.
 
 from __future__ import annotations
 
+import errno
+
 
 class BridgeError(Exception):
     """Base of all errors of this project: one line for people, and what to do about it."""
@@ -72,6 +74,20 @@ class ShortageError(PassingError):
     """The process got no memory or no file descriptor. The queue itself is sound."""
 
     state = "starved"
+
+    def __init__(self, what: object, said: str = "no memory or no file descriptor") -> None:
+        super().__init__(
+            f"{said} for {what}", "the queue is sound; raise the limits of the process, or find what uses them up"
+        )
+
+
+def shortage(error: BaseException, what: object) -> ShortageError | None:
+    """Return what to tell if an error only means that the process got no memory or no file descriptor."""
+    if isinstance(error, MemoryError):
+        return ShortageError(what, "no memory")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+        return ShortageError(what, str(error.strerror))
+    return None
 
 
 class DiskFailedError(FaultError):

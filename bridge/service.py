@@ -30,7 +30,7 @@ from bridge.clock import this_boot
 from bridge.control import Control
 from bridge.disk_queue import DiskQueue, FolderLock
 from bridge.disk_thread import DiskThread
-from bridge.errors import BridgeError, ConfigError, OperatorError, PassingError, TaskDiedError
+from bridge.errors import BridgeError, ConfigError, OperatorError, PassingError, TaskDiedError, shortage
 from bridge.events import (
     BrokerConnected,
     BrokerLost,
@@ -240,6 +240,8 @@ class Service:
         except Exception as error:
             if isinstance(error, ExceptionGroup) and (known := error.subgroup(BridgeError)):
                 raise _first(known) from error  # of a part that has tasks of its own
+            if short := shortage(error, f"task {name}"):
+                raise short from error
             log.exception("task %s died", name)
             raise TaskDiedError(f"task {name} died: {error!r}", "this is a defect: please report it") from error
         if not self._stopping:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from bridge import __version__
-from bridge.errors import BridgeError, OperatorError
+from bridge.errors import BridgeError, OperatorError, shortage
 
 INTERRUPTED = 130  # as shells report SIGINT
 PIPE_CLOSED = 141  # as shells report SIGPIPE
@@ -148,6 +148,9 @@ def _tell_internal(error: Exception) -> int:
 
     if wants_traceback():
         raise error
+    if short := shortage(error, "the process"):
+        print_error(short)
+        return short.exit_status
     hint = "this is a fault in edge-bridge: please report it; with BRIDGE_DEBUG=1 it shows the traceback"
     print_error(BridgeError(f"internal error: {type(error).__name__}: {error}", hint))
     return BridgeError.exit_status

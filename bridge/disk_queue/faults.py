@@ -15,7 +15,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import assert_never
@@ -30,6 +30,7 @@ from bridge.errors import (
     QueueDamagedError,
     QueueUnusableError,
     ShortageError,
+    shortage,
 )
 
 
@@ -89,10 +90,10 @@ _WORDS = {
     "SQLITE_PROTOCOL": "cannot be locked: is it on a network file system?",
     "SQLITE_NOLFS": "is too large for its file system",
 }
-_NO_MEANS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _FAILED = {errno.EIO, errno.ENXIO, errno.ENODEV}
 _PROBE_NAME = RESERVE_NAME + "-probe"
 _PROBE_BYTES = 4096
+_DESCRIPTORS = 4  # the file, its WAL, the folder to sync, and one to look at /dev/urandom
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def mapped(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _sqlite_error(error, file) from error
     except MemoryError as error:  # so SQLITE_NOMEM comes through Python, and its own want of memory is no better
-        raise _our_error(Policy.SHORT, file, "no memory") from error
+        raise ShortageError(file, "no memory") from error
     except OSError as error:
         hint = "make it a regular file that this user may write to, or set queue.path to another folder"
         raise os_error(error, str(file), hint) from error
@@ -114,8 +115,8 @@ def os_error(error: OSError, what: str, hint: str) -> BridgeError:
     """Return our error for the system's; the hint is for what the operator must change."""
     if error.errno in NO_ROOM:
         return _our_error(Policy.FULL, what, str(error.strerror))
-    if error.errno in _NO_MEANS:
-        return _our_error(Policy.SHORT, what, str(error.strerror))
+    if short := shortage(error, what):
+        return short
     if error.errno in _FAILED:
         return _our_error(Policy.ENDS, what, str(error.strerror))
     return QueueUnusableError(f"{what} cannot be used: {error.strerror}", hint)
@@ -146,10 +147,7 @@ def _our_error(policy: Policy, what: Path | str, said: str) -> BridgeError:
         case Policy.FULL:
             return DiskFullError(f"no room for {what}", "free some space; the bridge goes on by itself")
         case Policy.SHORT:
-            return ShortageError(
-                f"no memory or no file descriptors for {what}: {said}",
-                "nothing is wrong with the queue; raise the limits of the process, or find what uses them up",
-            )
+            return ShortageError(what)
         case Policy.ENDS:
             return DiskFailedError(
                 f"the disk failed under {what}: {said}", "check the medium; the last batch was not confirmed"
@@ -179,8 +177,11 @@ def _has_room(folder: Path) -> bool:
 
 
 def _has_descriptors() -> bool:
+    """Tell whether SQLite could have had the descriptors that it needs; by now it has given back what it got."""
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        with ExitStack() as stack:
+            for _ in range(_DESCRIPTORS):
+                stack.enter_context(open(os.devnull, "rb", buffering=0))  # noqa: PTH123  one call, no more
     except OSError as error:
-        return error.errno not in _NO_MEANS
+        return shortage(error, os.devnull) is None
     return True
