@@ -58,6 +58,10 @@ class StatusBoard:
             for listener in self._listeners:
                 listener()
 
+    def now(self) -> Now:
+        """Return this moment on the board's clocks."""
+        return self._clock()
+
     def tick(self) -> None:
         """Advance the moving averages."""
         self.status = self.status.tick(self._clock())

@@ -196,9 +196,12 @@ class Service:
         if not self._settings.web.port:
             yield
             return
-        from bridge.web import WebServer  # not loaded where it is off
+        from bridge.web import DeadRows, WebServer  # not loaded where it is off
 
-        server = WebServer(self._settings.web.host, self._settings.web.port, self._board)
+        settings = self._settings.web
+        token = None if settings.token is None else settings.token.get_secret_value()
+        dead_rows = DeadRows(newest=lambda rows_max: self._disk.run(lambda queue: queue.dead_rows(rows_max)))
+        server = WebServer(settings.host, settings.port, self._board, dead_rows, token)
         try:
             await server.start()
         except OperatorError as error:

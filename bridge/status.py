@@ -271,7 +271,14 @@ class Status:
         """Why the state is not `online`, the worst first."""
         if self.stopping:
             return "stopping"
-        return "; ".join((*_storing_troubles(self), *_flow_troubles(self))) or None
+        waiting = self.queue.ready + self.queue.taken
+        stuck = () if self.cloud.state is CloudState.ONLINE else (f"{waiting} waiting",)
+        return "; ".join((*self.troubles, *stuck)) or None
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """All that needs attention, a sentence each, the worst first."""
+        return (*_storing_troubles(self), *_flow_troubles(self))
 
     @property
     def unready_reason(self) -> str | None:
@@ -316,8 +323,7 @@ def _flow_troubles(status: Status) -> Iterator[str]:
     if (fullness := _fullness(status)) >= NEARLY_FULL:
         yield f"queue {math.floor(100 * fullness)} % full"
     if status.cloud.state is not CloudState.ONLINE:
-        waiting = status.queue.ready + status.queue.taken
-        yield f"cloud {status.cloud.state}: {status.cloud.last_error}; {waiting} waiting"
+        yield f"cloud {status.cloud.state}: {status.cloud.last_error}"
 
 
 def _fullness(status: Status) -> float:

@@ -647,12 +647,13 @@ class DiskQueue(SQLiteAckQueue):
         """Return the loss ledger, oldest first."""
         return self.ledger.entries()
 
-    def dead_rows(self) -> list[DeadRow]:
-        """Return why each dead row is dead, oldest first."""
+    def dead_rows(self, rows_max: int = -1) -> list[DeadRow]:
+        """Return why each dead row is dead, of the newest so many, oldest first."""
         rows = self._conn.execute(
-            "SELECT row_id, reason, status_code, attempts, excerpt FROM edge_dead ORDER BY row_id"
+            "SELECT row_id, reason, status_code, attempts, excerpt FROM edge_dead ORDER BY row_id DESC LIMIT ?",
+            (rows_max,),
         )
-        return [DeadRow(*row) for row in rows]
+        return [DeadRow(*row) for row in rows][::-1]
 
     def counts(self) -> Counts:
         """Return the counts; O(1)."""

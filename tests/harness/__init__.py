@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -36,7 +36,11 @@ def wait_until(condition: Callable[[], T], timeout_seconds: float = 10, what: st
     return value
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], timeout_seconds: float = 10, what: str = "") -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], timeout_seconds: float = ..., what: str = ...) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], timeout_seconds: float = ..., what: str = ...) -> T: ...
+async def eventually(condition: Callable[[], Any], timeout_seconds: float = 10, what: str = "") -> Any:
     """`wait_until` for async tests; the condition may be a plain or an async function."""
     deadline = time.monotonic() + timeout_seconds
     while True:

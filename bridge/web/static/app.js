@@ -1,23 +1,142 @@
-// Asks /status every two seconds and shows all of it: a card for each part, a line for each leaf.
-"use strict";
+// Puts the page together: each news goes to its part, and once a second the times are told anew.
+import { add, drawChart, remember } from "/chart.js";
+import { refreshDead } from "/dead.js";
+import { follow, silenceSeconds } from "/link.js";
+import { drawWay, read } from "/way.js";
+import { ago, bytes, count, duration, element, exact, fill, make, moment, plural, rate, say } from "/words.js";
 
-const INTERVAL_MS = 2000;
-const element = (id) => document.getElementById(id);
-let lastAnswer = null;
+const LOST_SECONDS = 5; // without news for so long, what is shown is old
+const HISTORY_SECONDS = 60; // how often the bridge's own memory is asked for, if nothing happens
+const MOODS = { online: "fine", degraded: "warn", offline: "bad" };
+const ALARMING = ["conflict", "dead", "dropped", "refused"];
 
-function bytes(count) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  while (count >= 1024 && unit < units.length - 1) { count /= 1024; unit += 1; }
-  return `${count.toLocaleString("en", { maximumFractionDigits: unit ? 1 : 0 })} ${units[unit]}`;
+let status = null;
+let history = { troubles: [], heardAt: 0 };
+let historyAskedAt = -Infinity;
+let troublesSeen = "";
+let deadSeen = null;
+let lost = false;
+
+const seconds = () => performance.now() / 1000;
+// The device's clock may be wrong, and the browser's as well: a time counts from the status that names it.
+const past = (at) => (Date.parse(status.at) - Date.parse(at)) / 1000 + silenceSeconds();
+
+function hear(news) {
+  const restarted = status && news.uptime_seconds < status.uptime_seconds;
+  const first = status === null || restarted || lost;
+  status = news;
+  lost = false;
+  read(status, seconds());
+  add(status, seconds());
+  const troubles = [status.state, status.cloud.last_error, (status.reason ?? "").replace(/\d+/g, "")].join();
+  if (first || troubles !== troublesSeen || seconds() - historyAskedAt > HISTORY_SECONDS) refreshHistory();
+  troublesSeen = troubles;
+  if (first || status.queue.dead !== deadSeen) refreshDead(status.queue.dead).catch(() => { deadSeen = null; });
+  deadSeen = status.queue.dead;
+  draw();
 }
 
-function duration(seconds) {
-  const parts = [[86400, "d"], [3600, "h"], [60, "min"]];
-  for (const [size, unit] of parts) {
-    if (seconds >= size) return `${(seconds / size).toLocaleString("en", { maximumFractionDigits: 1 })} ${unit}`;
+async function refreshHistory() {
+  historyAskedAt = seconds();
+  try {
+    const answer = await fetch("/history");
+    const told = await answer.json();
+    remember(told.samples, seconds());
+    add(status, seconds());
+    history = { troubles: told.troubles, heardAt: seconds() };
+    listTroubles(history.troubles);
+    draw();
+  } catch {
+    historyAskedAt = -Infinity; // with the next news
   }
-  return `${Math.round(seconds)} s`;
+}
+
+function draw() {
+  lost ||= silenceSeconds() > LOST_SECONDS;
+  document.body.dataset.contact = lost ? "lost" : status === null ? "none" : "live";
+  say(element("contact"), lost ? `no news for ${duration(silenceSeconds())}` : status === null ? "connecting …" : "live");
+  if (lost) drawLost();
+  else if (status !== null) drawVerdict();
+  if (status === null) return;
+  drawWay(status, past);
+  drawChart(seconds());
+  drawTroubles();
+  drawCounters();
+  drawValues();
+}
+
+function drawVerdict() {
+  document.title = `${status.state} · ${status.bridge_id}`;
+  say(element("bridge_id"), status.bridge_id);
+  say(element("version"), status.version);
+  element("verdict").dataset.mood = MOODS[status.state];
+  say(element("state"), status.state);
+  say(element("reason"), inWords(status.reason) ?? "Messages are stored, and delivered.");
+  say(element("outlook"), outlook(status.queue));
+}
+
+// Without the count at its end, which the next line tells.
+const inWords = (reason) => reason && `${reason[0].toUpperCase()}${reason.slice(1).replace(/; \d+ waiting$/, "")}.`;
+
+function outlook({ ready, taken, oldest_age_seconds: oldest, full_in_seconds: full, empty_in_seconds: empty }) {
+  const words = [];
+  if (!(ready + taken)) words.push("Nothing waits.");
+  else words.push(`${plural(ready + taken, "message waits", "messages wait")} on disk${
+    oldest === null ? "" : `, the oldest for ${duration(oldest + silenceSeconds())}`}.`);
+  if (empty !== null) words.push(`At this pace empty in ${duration(empty)}.`);
+  if (full !== null) words.push(`At this pace full in ${duration(full)}.`);
+  return words.join(" ");
+}
+
+function drawLost() {
+  document.title = "no news · edge-bridge";
+  element("verdict").dataset.mood = "none";
+  say(element("state"), "no news");
+  say(element("reason"), `The bridge has not answered for ${duration(silenceSeconds())}.`);
+  say(element("outlook"), status === null ? "" : "Below is what it said last. This page asks again by itself.");
+}
+
+// The list is built when the bridge told it; in between only its times go on.
+function listTroubles(troubles) {
+  element("no-troubles").hidden = troubles.length > 0;
+  element("troubles").replaceChildren(...troubles.map(({ text, times, present, last_at: at }) =>
+    make("li", { className: present ? "present" : "" },
+      make("span", { textContent: text }),
+      make("span", { className: "soft" }, moment(at), times > 1 ? ` · ${count(times)} times` : ""))));
+}
+
+function drawTroubles() {
+  for (const [index, { present, last_age_seconds: age }] of history.troubles.entries()) {
+    const time = element("troubles").children[index].querySelector("time");
+    say(time, present ? "now" : ago(age + seconds() - history.heardAt));
+  }
+}
+
+function drawCounters() {
+  say(element("since"), `since the start, ${ago(status.uptime_seconds)}`);
+  fill(element("counters"), Object.entries(status.messages).map(([name, value]) =>
+    [name, count(value), value && ALARMING.includes(name) ? "alarming" : ""]));
+}
+
+function drawValues() {
+  if (!element("values").parentElement.open) return;
+  for (const [part, branch] of Object.entries(status)) {
+    if (branch === null || typeof branch !== "object") continue;
+    const list = element(`values-${part}`) ?? addValues(part);
+    fill(list, leaves(branch).map(([name, value]) =>
+      [name.replace(/_(seconds|bytes|at|ms)\b/g, "").replaceAll("_", " "), show(name, value, part)]));
+  }
+}
+
+function addValues(part) {
+  const list = make("dl", { id: `values-${part}` });
+  element("values").append(make("section", {}, make("h3", { textContent: part }), list));
+  return list;
+}
+
+function leaves(branch, prefix = "") {
+  return Object.entries(branch).flatMap(([name, value]) =>
+    value !== null && typeof value === "object" ? leaves(value, `${prefix}${name} `) : [[prefix + name, value]]);
 }
 
 function show(name, value, part) {
@@ -26,58 +145,12 @@ function show(name, value, part) {
   if (name === "limit_bytes" && value === 0) return "none";
   if (name.endsWith("bytes")) return bytes(value);
   if (name.endsWith("_seconds")) return duration(value);
-  if (name.endsWith("_at")) return new Date(value).toLocaleString();
-  if (part === "load") return `${value.toLocaleString("en")} /s`;
-  if (name.startsWith("latency_ms")) return `${value.toLocaleString("en")} ms`;
-  return typeof value === "number" ? value.toLocaleString("en") : value;
+  if (name.endsWith("_at")) return exact(value);
+  if (part === "load") return `${rate(value)} /s`;
+  if (name.startsWith("latency_ms")) return `${count(value)} ms`;
+  return typeof value === "number" ? count(value) : value;
 }
 
-function leaves(branch, prefix = "") {
-  return Object.entries(branch).flatMap(([name, value]) =>
-    value !== null && typeof value === "object" ? leaves(value, `${prefix}${name} `) : [[prefix + name, value]]);
-}
-
-function label(name) {
-  return name.replace(/_(seconds|bytes|at|ms)\b/g, "").replaceAll("_", " ");
-}
-
-function card(part, branch) {
-  const section = document.createElement("section");
-  const list = document.createElement("dl");
-  section.append(Object.assign(document.createElement("h2"), { textContent: part }), list);
-  for (const [name, value] of leaves(branch)) {
-    list.append(
-      Object.assign(document.createElement("dt"), { textContent: label(name) }),
-      Object.assign(document.createElement("dd"), { textContent: show(name, value, part) }));
-  }
-  return section;
-}
-
-function render(status) {
-  element("bridge_id").textContent = status.bridge_id;
-  element("version").textContent = `version ${status.version}, up ${duration(status.uptime_seconds)}`;
-  element("verdict").dataset.state = status.state;
-  element("state").textContent = status.state;
-  element("reason").textContent = status.reason ?? "";
-  const parts = Object.entries(status).filter(([, value]) => value !== null && typeof value === "object");
-  element("cards").replaceChildren(...parts.map(([part, branch]) => card(part, branch)));
-  document.title = `${status.state} · ${status.bridge_id}`;
-}
-
-async function refresh() {
-  try {
-    const answer = await fetch("/status", { signal: AbortSignal.timeout(INTERVAL_MS) });
-    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
-    render(await answer.json());
-    lastAnswer = Date.now();
-    element("age").textContent = "live";
-  } catch {
-    element("verdict").dataset.state = "unknown";
-    element("age").textContent = lastAnswer === null
-      ? "the bridge does not answer"
-      : `the bridge does not answer: this is ${duration((Date.now() - lastAnswer) / 1000)} old`;
-  }
-  setTimeout(refresh, INTERVAL_MS);
-}
-
-refresh();
+element("values").parentElement.ontoggle = draw;
+follow(hear);
+setInterval(draw, 1000);
