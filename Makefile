@@ -11,7 +11,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench soak audit lock clean
+.PHONY: help setup demo test test-containers check bench soak audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 15
@@ -25,6 +25,10 @@ demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 # Two workers: the tests mostly wait. Each file stays with one worker, so nothing within it runs side by side.
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# docker-compose.yml for real: built, broken, counted. Needs a Docker engine.
+test-containers: setup
+	@$(BIN)/python -m pytest tests/acceptance/test_compose.py $(ARGS)
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .
