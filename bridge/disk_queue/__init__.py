@@ -35,6 +35,8 @@ The format, whole
     stray index         the rows the stock library touched (no crc, or settled without a time); normally empty, so
                         one look tells at start whether somebody else used the file, and only then it is counted
 
+Beside it in the folder: `bridge.lock`, and `reserve`, room for a full disk (`bridge.disk_queue.reserve`).
+
 "Taken" lives in memory: a taken row has status 0 on disk, so after any crash it is ready again by itself.
 
 Holds I3 (a row is in exactly one of ready, taken, delivered, dead), I4 (after a restart every taken row is ready),

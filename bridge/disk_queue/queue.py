@@ -396,6 +396,7 @@ class DiskQueue(SQLiteAckQueue):
         """
         if self._reserve.spent:
             self._settle(row_ids, "DELETE FROM ack_queue_default")
+            self._delete(row_ids)  # and why they once were dead, if somebody requeued them
             self._become(waiting=self._state.waiting - len(row_ids))
             return
         self._settle(row_ids, _MARK, DELIVERED, time.time())
