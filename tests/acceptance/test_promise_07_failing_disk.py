@@ -86,6 +86,7 @@ def fail_and_restart(stage: Stage, folder: Path, fault: tuple[str, str, str], me
     log = folder / "strace.log"
     wrapper = failing(*fault, [stage.queue_path / name for name in QUEUE_FILES], log)
     bridge = stage.bridge(wrapper=wrapper).start()
+    wait_until(lambda: not bridge.running or len(stage.log("connected to the broker")) > 1, 15)
     publisher = stage.publish(messages, messages_per_second=MESSAGES_PER_SECOND)
     with StatusReader(stage.settings) as status:
         wait_until(lambda: not bridge.running or stage.cloud.unique == messages or "disk full" in reason(status), 20)
