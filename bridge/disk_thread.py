@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from bridge.disk_queue import DiskQueue
-from bridge.errors import BridgeError, DiskFailedError, DiskFullError, PassingError
+from bridge.errors import BridgeError, DiskFailedError, DiskFullError, PassingError, QueueDamagedError
 from bridge.liveness import IDLE
 from bridge.loss import Loss
 from bridge.message import DeadRow, Row
@@ -163,10 +163,7 @@ class DiskThread:
         except PassingError as error:
             self._try_again(jobs, error, relieved=relieved)
         except BaseException as error:  # noqa: BLE001 - the top of the thread: whoever asked gets it and ends loudly
-            if isinstance(error, DiskFailedError):
-                # After a failed sync the kernel may have forgotten the pages: what the file holds is unknown until
-                # it is opened anew, so nobody is told of a success from here on (I1, I2).
-                self._failed = error
+            self._learn(error)
             self._answer([(job, None, error) for job in jobs])
         else:
             if losses := self._queue.ledger.recent:
@@ -190,6 +187,15 @@ class DiskThread:
         except PassingError:
             raise
         except BridgeError as error:
+            self._learn(error)
+            self._failed = error
+
+    def _learn(self, error: BaseException) -> None:
+        if isinstance(error, QueueDamagedError):
+            self._queue.condemn()
+        if isinstance(error, DiskFailedError | QueueDamagedError):
+            # After a failed sync the kernel may have forgotten the pages: what the file holds is unknown until
+            # it is opened anew, so nobody is told of a success from here on (I1, I2).
             self._failed = error
 
     def _tidy(self, disk_queue: DiskQueue) -> None:

@@ -170,6 +170,42 @@ class Moving:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueDamaged:
+    """The queue's file is damaged: it is set aside, and a new one is begun."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowsMissing:
+    """Rows that were stored once are not in the file, and nothing of them is left; they are in the loss ledger."""
+
+    first_id: int
+    last_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaging:
+    """Some more rows of a damaged file are back in the queue; `messages` of them wait to be uploaded."""
+
+    messages: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """A damaged file is read to its end. `missing`: waiting rows that could not be read, None if nobody can tell.
+
+    `deleted`: older damaged files, of which every row was salvaged, that went because there are newer ones.
+    """
+
+    file: str
+    messages: int
+    missing: int | None
+    deleted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The service is shutting down in order."""
 
@@ -195,6 +231,10 @@ Event = (
     | QueueCounted
     | Hung
     | Moving
+    | QueueDamaged
+    | RowsMissing
+    | Salvaging
+    | Salvaged
     | Stopping
 )
 

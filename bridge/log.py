@@ -39,8 +39,12 @@ from bridge.events import (
     Hung,
     Moving,
     QueueCounted,
+    QueueDamaged,
     Received,
     Refused,
+    RowsMissing,
+    Salvaged,
+    Salvaging,
     Stopping,
     Stored,
     SubscriptionGranted,
@@ -124,7 +128,9 @@ class FaultLog:
             case Stopping():
                 yield from self._due(stopping=True)
                 yield Line(logging.INFO, "stopping in order", {})
-            case Received() | Stored() | Delivered():
+            case QueueDamaged() | RowsMissing() | Salvaged():
+                yield from self._damage_lines(event)
+            case Received() | Stored() | Delivered() | Salvaging():
                 return
             case _:
                 assert_never(event)
@@ -187,6 +193,22 @@ class FaultLog:
                 yield from self._tally(logging.ERROR, f"dropped, they are in the loss ledger: {reason}", messages)
             case Died(messages, reason):
                 yield from self._tally(logging.ERROR, f"dead, they are kept and in the loss ledger: {reason}", messages)
+
+    def _damage_lines(self, event: QueueDamaged | RowsMissing | Salvaged) -> Iterator[Line]:
+        match event:
+            case QueueDamaged(reason):
+                what = f"the queue's file is damaged and set aside, a new one is begun: {reason}"
+                yield Line(logging.ERROR, what, {})
+            case RowsMissing(first, last):
+                what = f"rows {first} to {last} of the queue were stored and are gone, they are in the loss ledger"
+                yield Line(logging.ERROR, what, {"messages": last - first + 1})
+            case Salvaged(file, messages, missing, deleted):
+                left = "an unknown number" if missing is None else missing
+                level = logging.INFO if missing == 0 else logging.ERROR
+                what = f"salvaged {messages} waiting messages from {file}; {left} could not be read"
+                yield Line(level, what, {"messages": messages, "missing": missing})
+                for name in deleted:
+                    yield Line(logging.INFO, f"deleted {name}: all of it was salvaged, and there are newer ones", {})
 
     def _broken(self, name: str, level: int, what: str, error: str) -> Iterator[Line]:
         part = self._parts.setdefault(name, _Part(name))

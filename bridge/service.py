@@ -28,9 +28,17 @@ from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.clock import this_boot
 from bridge.control import Control
-from bridge.disk_queue import DiskQueue, FolderLock
+from bridge.disk_queue import DiskQueue, FolderLock, open_queue
 from bridge.disk_thread import DiskThread
-from bridge.errors import BridgeError, ConfigError, OperatorError, PassingError, TaskDiedError, shortage
+from bridge.errors import (
+    BridgeError,
+    ConfigError,
+    OperatorError,
+    PassingError,
+    QueueDamagedError,
+    TaskDiedError,
+    shortage,
+)
 from bridge.events import (
     BrokerConnected,
     BrokerLost,
@@ -40,6 +48,8 @@ from bridge.events import (
     Hung,
     Moving,
     QueueCounted,
+    QueueDamaged,
+    RowsMissing,
     Stopping,
 )
 from bridge.forwarder import Forwarder
@@ -49,16 +59,20 @@ from bridge.log import EventLogger
 from bridge.loss import Loss, LossReason, events_of
 from bridge.loss_teller import LossTeller
 from bridge.message import CLOCK_SET_SINCE, adopt, redated, uuid7
+from bridge.rescue import Rescue
 from bridge.status import Bounds, CloudState, Status, leaf_will, object_will
 from bridge.supervisor import Supervisor
 from bridge.uploader import Uploader
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bridge.config import Settings, Supervision
 
 _STALL_SECONDS = 5.0  # a commit that takes longer is reported; promise 6
 _TICK_SECONDS = 1.0
 _BEAT_SECONDS_MAX = 10.0  # between two looks at whether every part moves
+_DAMAGES_MAX = 5  # files that one process sets aside while it runs; then the medium is at its end, and so are we
 _FILTERS_NOTE = "topic_filters"
 
 log = logging.getLogger("bridge")
@@ -86,12 +100,25 @@ class Service:
         self._disk_full = False
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then stop in order."""
+        """Serve until SIGTERM or SIGINT, then stop in order; a queue that turns out to be damaged is begun anew."""
         async with AsyncExitStack() as stack:
             stack.callback(self._supervisor.close)
             stack.enter_context(self._signals())
             lock = FolderLock(self._settings.queue.path)
             stack.callback(lock.release)
+            damages = 0
+            while True:
+                try:
+                    await self._run_once()
+                    break
+                except QueueDamagedError as error:
+                    damages += 1
+                    if self._stopping or damages == _DAMAGES_MAX:
+                        raise
+                    self._emit(QueueDamaged(error.message))
+
+    async def _run_once(self) -> None:
+        async with AsyncExitStack() as stack:
             await self._open(stack)
             try:
                 await self._serve()
@@ -100,13 +127,23 @@ class Service:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        queue = DiskQueue(
-            settings.queue.path,
-            durability=settings.queue.durability,
-            adopt=lambda data, at: adopt(data, at, self._source_name, secrets.randbits(74)),
-            redate=self._redate,
-            max_bytes=settings.queue.max_bytes,
-        )
+
+        def make(folder: Path) -> DiskQueue:
+            return DiskQueue(
+                folder,
+                durability=settings.queue.durability,
+                adopt=lambda data, at: adopt(data, at, self._source_name, secrets.randbits(74)),
+                redate=self._redate,
+                max_bytes=settings.queue.max_bytes,
+            )
+
+        queue, damage, salvagers = open_queue(settings.queue.path, make)
+        for salvager in salvagers:
+            stack.callback(salvager.close)
+        if damage:
+            self._emit(QueueDamaged(damage.message))
+        if queue.gap:
+            self._emit(RowsMissing(*queue.gap))
         self._disk = DiskThread(
             queue,
             keep_seconds=settings.queue.keep_delivered_seconds,
@@ -117,6 +154,8 @@ class Service:
         former = await self._disk.run(lambda queue: orjson.loads(queue.note(_FILTERS_NOTE) or "[]"))
         self._filters_noted = former == list(settings.mqtt.topics)
         await self._count()
+        free = settings.queue.min_free_disk_bytes
+        self._rescue = Rescue(self._disk, settings.queue.path, salvagers, self._emit, min_free_disk_bytes=free)
         self._uploader = await stack.enter_async_context(Uploader(settings.upload, __version__))
         self._forwarder = Forwarder(self._disk, self._uploader, settings.upload, self._emit)
         self._intake = Intake(
@@ -224,6 +263,7 @@ class Service:
                     "housekeeping": self._housekeep(),
                     "loss teller": self._teller.run(),
                     "disk watch": self._watch_disk(),
+                    "salvage": self._salvage(),
                     "reload": self._reload_on_hangup(),
                     "liveness": self._watch_parts(),
                 }.items()
@@ -324,6 +364,10 @@ class Service:
         elif self._disk_full:
             self._emit(DiskRecovered())
         self._disk_full = bool(reason)
+
+    async def _salvage(self) -> None:
+        await self._rescue.run()
+        await asyncio.Event().wait()  # done, and a task must not end by itself
 
     async def _watch_disk(self) -> None:
         stalled = False

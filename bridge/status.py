@@ -35,8 +35,12 @@ from bridge.events import (
     Hung,
     Moving,
     QueueCounted,
+    QueueDamaged,
     Received,
     Refused,
+    RowsMissing,
+    Salvaged,
+    Salvaging,
     Stopping,
     Stored,
     SubscriptionGranted,
@@ -147,6 +151,7 @@ class Messages:
     dead: int = 0
     dropped: int = 0
     refused: int = 0
+    salvaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class Status:
     hung: str = ""
     broker: Broker = Broker()
     disk: Disk = Disk()
+    salvaging: str = ""  # what is being done about a damaged file
     cloud: Cloud = Cloud()
     queue: QueueCounted = field(default_factory=lambda: QueueCounted(0, 0, 0, 0, 0, 0, 0, None))
     messages: Messages = Messages()
@@ -238,6 +244,14 @@ class Status:
                 return replace(self, hung=reason)
             case Moving():
                 return replace(self, hung="")
+            case QueueDamaged(reason=reason):
+                return replace(self, salvaging=f"set aside, a new queue is begun: {_one_line(reason)}")
+            case Salvaging(messages=salvaged, file=file):
+                return replace(self._count(salvaged=salvaged), salvaging=f"salvaging {file}")
+            case Salvaged():
+                return replace(self, salvaging="")
+            case RowsMissing(first_id=first, last_id=last):
+                return self._count(dropped=last - first + 1)
             case Stopping():
                 return replace(self, stopping=True)
             case _:
@@ -304,6 +318,7 @@ class Status:
             self.broker.connected,
             self.broker.grievances,
             nearly_full,
+            bool(self.salvaging),
             self.cloud.state,
         )
 
@@ -320,6 +335,8 @@ def _storing_troubles(status: Status) -> Iterator[str]:
 
 
 def _flow_troubles(status: Status) -> Iterator[str]:
+    if status.salvaging:
+        yield f"damaged queue file: {status.salvaging}"
     if (fullness := _fullness(status)) >= NEARLY_FULL:
         yield f"queue {math.floor(100 * fullness)} % full"
     if status.cloud.state is not CloudState.ONLINE:

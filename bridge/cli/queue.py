@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bridge.cli import queue_repair
 from bridge.cli.output import print_json
 from bridge.cli.status import count, size
 from bridge.disk_queue import FILE_NAME, STATES, DiskQueue, FolderLock, Request, Selection, answer
@@ -35,7 +36,7 @@ Options = argparse.ArgumentParser
 
 
 class Verb(NamedTuple):
-    """A command below `queue`; `queue verify` and the like are added to `VERBS` by their own modules."""
+    """A command below `queue`."""
 
     purpose: str
     add_arguments: Callable[[Options], None]
@@ -316,4 +317,14 @@ VERBS = {
         _change("purge", "deleted", destroys=True),
     ),
     "export": Verb("the stored events, on standard output", _export_options, _export),
+    "verify": Verb(
+        "look the queue of a stopped bridge through: structure, checksums, counts",
+        queue_repair.add_arguments,
+        queue_repair.verify,
+    ),
+    "repair": Verb(
+        "set a damaged file aside and salvage its rows into a new one",
+        queue_repair.add_arguments,
+        queue_repair.repair,
+    ),
 }

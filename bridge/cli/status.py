@@ -43,7 +43,11 @@ Leaves = dict[str, Leaf]
 MARKS = {State.ONLINE: ("●", "bold green"), State.DEGRADED: ("▲", "bold yellow"), State.OFFLINE: ("■", "bold red")}
 CLOUD_STYLES = {"online": "green", "throttled": "yellow", "offline": "yellow", "paused": "red"}
 ALARMING_COUNTERS = frozenset({"conflict", "dead", "dropped", "refused"})
-COUNTER_COLUMNS = (("received", "stored", "delivered"), ("duplicate", "conflict", "dead"), ("dropped", "refused"))
+COUNTER_COLUMNS = (
+    ("received", "stored", "delivered"),
+    ("duplicate", "conflict", "dead"),
+    ("dropped", "refused", "salvaged"),
+)
 
 
 # ---- the command ----

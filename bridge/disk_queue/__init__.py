@@ -35,7 +35,11 @@ The format, whole
     stray index         the rows the stock library touched (no crc, or settled without a time); normally empty, so
                         one look tells at start whether somebody else used the file, and only then it is counted
 
-Beside it in the folder: `bridge.lock`, and `reserve`, room for a full disk (`bridge.disk_queue.reserve`).
+Beside it in the folder: `bridge.lock`, `reserve`, room for a full disk (`bridge.disk_queue.reserve`), and:
+
+    data.db-mark        the highest row id given out and the number of rows waiting, after each commit, never synced:
+                        how a start sees that confirmed rows are gone although SQLite finds nothing wrong
+    data.db.damaged-…   damaged files, set aside with -wal and -mark, and …-report.json once they are salvaged
 
 "Taken" lives in memory: a taken row has status 0 on disk, so after any crash it is ready again by itself.
 
@@ -46,12 +50,15 @@ without an exception, the rows are on the medium (durability `power`: synchronou
 
 from __future__ import annotations
 
+from bridge.disk_queue.aside import Report, delete_surplus, write_report
 from bridge.disk_queue.commands import Page, Request, answer
 from bridge.disk_queue.file import FILE_NAME, Durability
 from bridge.disk_queue.ledger import Entry, Untold
 from bridge.disk_queue.lock import SOCKET_NAME, FolderLock
 from bridge.disk_queue.queue import DiskQueue
+from bridge.disk_queue.repair import Verification, open_queue, repair, verify
 from bridge.disk_queue.rows import Counts, NewRow
+from bridge.disk_queue.salvage import Salvager
 from bridge.disk_queue.selection import STATES, Selection
 from bridge.disk_queue.serializer import serializer
 
@@ -66,9 +73,17 @@ __all__ = [
     "FolderLock",
     "NewRow",
     "Page",
+    "Report",
     "Request",
+    "Salvager",
     "Selection",
     "Untold",
+    "Verification",
     "answer",
+    "delete_surplus",
+    "open_queue",
+    "repair",
     "serializer",
+    "verify",
+    "write_report",
 ]

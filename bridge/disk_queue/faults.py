@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import assert_never
 
-from bridge.disk_queue.file import FILE_NAME
+from bridge.disk_queue.file import DAMAGE_HINT, FILE_NAME, is_ours
 from bridge.disk_queue.reserve import NO_ROOM, RESERVE_NAME
 from bridge.errors import (
     BridgeError,
@@ -87,9 +87,11 @@ _WORDS = {
     "SQLITE_BUSY": "is in use by another program",
     "SQLITE_LOCKED": "is in use by another program",
     "SQLITE_NOTADB": "is not a SQLite database",
+    "SQLITE_CORRUPT": "is a damaged database of another program",
     "SQLITE_PROTOCOL": "cannot be locked: is it on a network file system?",
     "SQLITE_NOLFS": "is too large for its file system",
 }
+_DAMAGE = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}  # of a file that was a queue of ours
 _FAILED = {errno.EIO, errno.ENXIO, errno.ENODEV}
 _PROBE_NAME = RESERVE_NAME + "-probe"
 _PROBE_BYTES = 4096
@@ -136,6 +138,8 @@ def _sqlite_error(error: sqlite3.Error, file: Path) -> BridgeError:
     policy = policy_of(code)
     if code == "SQLITE_IOERR_WRITE" and not _has_room(file.parent):
         policy = Policy.FULL
+    elif _primary(code) in _DAMAGE:
+        policy = Policy.DAMAGED if is_ours(file) else Policy.OPERATOR
     elif _primary(code) == "SQLITE_CANTOPEN" and not _has_descriptors():
         policy = Policy.SHORT
     said = _WORDS.get(_primary(code), "") if policy is Policy.OPERATOR else f"{code}: {error}"
@@ -153,7 +157,7 @@ def _our_error(policy: Policy, what: Path | str, said: str) -> BridgeError:
                 f"the disk failed under {what}: {said}", "check the medium; the last batch was not confirmed"
             )
         case Policy.DAMAGED:
-            return QueueDamagedError(f"{what} is damaged: {said}", "keep the file and its -wal")
+            return QueueDamagedError(f"{what} is damaged: {said}", DAMAGE_HINT)
         case Policy.OPERATOR:
             return QueueUnusableError(
                 f"{what} {said}", "nothing was changed; move the file away, mend its rights, or change queue.path"

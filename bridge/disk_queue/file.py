@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from bridge.errors import QueueUnusableError
+from bridge.disk_queue.mark import read_mark
+from bridge.errors import QueueDamagedError, QueueUnusableError
 
 FILE_NAME = "data.db"
 WAL_NAME = FILE_NAME + "-wal"
 APPLICATION_ID = 0x45444742  # "EDGB" in the header of the file: tells it from another program's database
 INCREMENTAL = 2  # auto_vacuum
 FORMAT_VERSION = 1  # PRAGMA user_version; 0 is the stock library's
+_VERSION_MAX = 1000  # no edge-bridge will ever write a higher one: a damaged header
+DAMAGE_HINT = "it is set aside; `edge-bridge queue repair`, or the bridge at its next start, salvages its rows"
+_TRACE_BYTES = 1 << 16  # how far into a file without our header a trace of our tables is looked for
 
 Durability = Literal["power", "crash"]
 
@@ -71,6 +76,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_ours(file: Path) -> bool:
+    """Tell whether a file that SQLite may not be able to read was a queue of ours."""
+    return is_sealed(file) or b"ack_queue_default" in first_bytes(file)
+
+
+def is_sealed(file: Path) -> bool:
+    """Tell whether this bridge wrote a file: its mark stands beside it, or our name in its header."""
+    return read_mark(file) is not None or first_bytes(file)[68:72] == APPLICATION_ID.to_bytes(4)
+
+
+def first_bytes(file: Path) -> bytes:
+    """Return the beginning of a file; empty if it cannot be read."""
+    with suppress(OSError), file.open("rb") as opened:
+        return opened.read(_TRACE_BYTES)
+    return b""
+
+
 def refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:
     """Leave another program's database alone, and a newer bridge's."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -79,12 +101,15 @@ def refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:
         "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'ack_queue_default'"
     ).fetchone()
     columns = {row[1] for row in connection.execute("PRAGMA table_info(ack_queue_default)")}
-    if tables and not (is_table and columns >= STOCK_COLUMNS):
+    is_foreign = bool(tables) and not (is_table and columns >= STOCK_COLUMNS)
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if (is_foreign or not 0 <= version <= _VERSION_MAX) and is_sealed(file):
+        raise QueueDamagedError(f"{file} is damaged: its schema is not ours", DAMAGE_HINT)
+    if is_foreign:
         raise QueueUnusableError(
             f"{file} is a database of another program (its tables: {', '.join(sorted(tables)[:5])})",
             "nothing was changed; move it away, or set queue.path to another folder",
         )
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT_VERSION:
         raise QueueUnusableError(
             f"{file} was written by a newer edge-bridge (format {version}, this one knows {FORMAT_VERSION})",

@@ -14,8 +14,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -96,6 +96,16 @@ class Ledger:
             self._write(loss, messages, event_ids, now)
         self._connection.execute(
             "DELETE FROM edge_loss WHERE loss_id <= (SELECT MAX(loss_id) FROM edge_loss) - ?", (self._entries_max,)
+        )
+
+    def inherit(self, entries: Sequence[Sequence[Any]], totals: Sequence[tuple[str, int, int]]) -> None:
+        """Take over the ledger of a damaged file, entries under their old ids; nothing of it counts as new."""
+        marks = ", ".join("?" * len(_ENTRY_COLUMNS.split(", ")))
+        self._connection.executemany(f"INSERT OR IGNORE INTO edge_loss ({_ENTRY_COLUMNS}) VALUES ({marks})", entries)
+        self._connection.executemany(
+            "INSERT INTO edge_loss_total (reason, messages, told) VALUES (?, ?, ?) ON CONFLICT (reason) DO UPDATE"
+            " SET messages = messages + excluded.messages, told = told + excluded.told",
+            totals,
         )
 
     def entries(self, after_id: int = 0, count_max: int = _ENTRIES_MAX) -> list[Entry]:

@@ -15,10 +15,12 @@ from typing import Any
 import orjson
 from persistqueue import SQLiteAckQueue
 
+from bridge.disk_queue.aside import look_at, set_aside
 from bridge.disk_queue.faults import mapped
 from bridge.disk_queue.file import (
     ADDED_COLUMNS,
     APPLICATION_ID,
+    DAMAGE_HINT,
     FILE_NAME,
     FORMAT_VERSION,
     LEDGER_COLUMNS,
@@ -30,13 +32,14 @@ from bridge.disk_queue.file import (
     set_pragmas,
 )
 from bridge.disk_queue.ledger import Entry, Ledger, entries_max
+from bridge.disk_queue.mark import Mark, MarkFile, read_mark
 from bridge.disk_queue.reserve import Reserve
-from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Span, State, merged, runs
+from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, SavedRow, Span, State, merged, runs
 from bridge.disk_queue.selection import Listed, Selection, page
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import DiskFullError, PassingError, QueueDamagedError
 from bridge.loss import Gone, Loss, LossReason, by_topic
-from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, reads_as_ours
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, reads_as_ours, split
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
@@ -48,6 +51,10 @@ _ROOM_FACTOR = 3  # free space that a group needs, in its own sizes
 _WAL_BYTES_MAX = 64 << 20  # far above what checkpoints that succeed leave
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 _REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
+_PUT_BACK = (
+    "INSERT INTO ack_queue_default (_id, data, timestamp, status, crc, packet_id, event_id, settled_at, expires_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _UNSET_NOTE = "clock_unset_from_row"
 _MARK = "UPDATE ack_queue_default SET status = ?, settled_at = ?"
 
@@ -76,9 +83,19 @@ class DiskQueue(SQLiteAckQueue):
         self.folder = folder
         self._durability = durability
         self._adopt, self._redate = adopt, redate
-        self._changed = False
-        with mapped(folder):
-            self._reserve = Reserve(folder)
+        self._changed = self._condemned = self._holds = False
+        self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
+        try:
+            with mapped(folder):
+                self._wal_found = look_at(folder)
+                self._reserve = Reserve(folder)
+            self._open_with_room(max_bytes)
+        except BaseException as error:
+            self._condemned = isinstance(error, QueueDamagedError)
+            self.close()
+            raise
+
+    def _open_with_room(self, max_bytes: int) -> None:
         try:
             self._open(max_bytes)
         except DiskFullError:
@@ -99,14 +116,11 @@ class DiskQueue(SQLiteAckQueue):
         file = Path(path) / FILE_NAME
         make_private(file)
         connection = sqlite3.connect(file, timeout=1.0, isolation_level=None, check_same_thread=False)
-        try:
-            refuse_foreign(connection, file)
-            for ours in file.parent.glob(FILE_NAME + "*"):  # a file of ours, not before; -wal may be there already
-                ours.chmod(0o600)
-            set_pragmas(connection, self._durability, self._reserve.size_bytes // 2)
-        except BaseException:
-            connection.close()
-            raise
+        self._conn = connection  # now, so that it is closed if what follows fails
+        refuse_foreign(connection, file)
+        for ours in file.parent.glob(FILE_NAME + "*"):  # a file of ours, not before; -wal may be there already
+            ours.chmod(0o600)
+        set_pragmas(connection, self._durability, self._reserve.size_bytes // 2)
         return connection
 
     def _count(self) -> int:
@@ -117,7 +131,27 @@ class DiskQueue(SQLiteAckQueue):
         known = {row[1] for row in self._conn.execute("PRAGMA table_info(ack_queue_default)")}
         if self._conn.execute("PRAGMA user_version").fetchone()[0] < FORMAT_VERSION or not known >= set(ADDED_COLUMNS):
             self._migrate(known)
-        self._state = self._load_state()
+        self._state = replace(self._load_state(), newest=self.newest_id())
+        mark = read_mark(self.folder / FILE_NAME)
+        if mark and mark.newest > self._state.newest:
+            self._bridge_gap(mark.newest)
+        self._mark = MarkFile(self.folder / FILE_NAME)
+        self._write_mark()
+
+    def _bridge_gap(self, newest: int) -> None:
+        """Skip the ids of confirmed rows that are gone, although SQLite finds nothing wrong, and tell (I9)."""
+        first, file = self._state.newest + 1, self.folder / FILE_NAME
+        if self._wal_found.bad_frames:
+            raise QueueDamagedError(f"{file}-wal is damaged: rows {first} to {newest} are missing", DAMAGE_HINT)
+        self.gap = (first, newest)
+        with self.transaction():
+            self.skip_ids(newest)
+            words = f"rows {first} to {newest} were stored once and are gone; some may have been delivered"
+            self.record_loss(Loss(LossReason.DAMAGED, newest - first + 1, None, (), words))
+
+    def _write_mark(self) -> None:
+        if mark := getattr(self, "_mark", None):  # not yet, while the file is being opened
+            mark.write(Mark(self._state.newest, self._state.waiting))
 
     def _migrate(self, known: set[str]) -> None:
         self._conn.execute("BEGIN IMMEDIATE")
@@ -177,6 +211,7 @@ class DiskQueue(SQLiteAckQueue):
                 if self._changed:
                     self._write_state(self._state)
                 self._conn.execute("COMMIT")
+            self._write_mark()
         except BaseException:
             self._state = before
             if self._conn.in_transaction:
@@ -242,16 +277,17 @@ class DiskQueue(SQLiteAckQueue):
         """Store new rows, ready, in the given order."""
         if rows and rows[0].received_at < CLOCK_SET_SINCE and self.note(_UNSET_NOTE) is None:
             self.write_note(_UNSET_NOTE, str(self.newest_id() + 1))
-        start = 0
+        start, newest = 0, self._state.newest
         for step in _INSERT_ROWS_STEPS:
             # Many rows in one statement: sqlite3 gives up the interpreter lock once a statement, not once a row.
             while len(rows) - start >= step:
                 values: list[Any] = []
                 for data, received_at, packet_id, own_id, expires_at in rows[start : start + step]:
                     values += (data, received_at, READY, zlib.crc32(data), packet_id, own_id, expires_at)
-                self._conn.execute(_insert_sql(step), values)
+                newest = self._conn.execute(_insert_sql(step), values).lastrowid or newest
                 start += step
-        self._become(waiting=self._state.waiting + len(rows))
+        if rows:
+            self._become(waiting=self._state.waiting + len(rows), newest=newest)
 
     def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
         """Take the oldest ready rows, at most so many and (but for the first) so many bytes; () if none is ready.
@@ -260,6 +296,8 @@ class DiskQueue(SQLiteAckQueue):
         their checksum or cannot be decoded become dead here and are not returned. Rows that expired while they
         waited are given up here, at most `_EXPIRED_MAX` of them: then this may return () although more are ready.
         """
+        if self._holds:
+            return ()
         while self._state.returned:
             (first, last), *rest = self._state.returned
             self._state = replace(self._state, returned=tuple(rest))
@@ -270,12 +308,17 @@ class DiskQueue(SQLiteAckQueue):
         if not rows and self._state.waiting == before and self.has_ready:
             # Cannot happen as long as the cursor's invariant holds; if it ever does not, no row may be stuck.
             rows = self._take_span(0, 2**62, messages_max, bytes_max)
+            if not rows and self.has_ready:
+                raise QueueDamagedError(
+                    f"{self._state.waiting - self._state.taken} waiting rows are not to be found in the index",
+                    DAMAGE_HINT,
+                )
         return rows
 
     @property
     def has_ready(self) -> bool:
-        """Tell whether any row is ready."""
-        return self._state.waiting > self._state.taken
+        """Tell whether any row can be taken."""
+        return not self._holds and self._state.waiting > self._state.taken
 
     def _take_span(self, first: int, last: int, messages_max: int, bytes_max: int, now: float = 0.0) -> tuple[Row, ...]:
         taken = self._taken_ids()
@@ -566,6 +609,79 @@ class DiskQueue(SQLiteAckQueue):
         ).fetchone()
         return row is not None
 
+    # --- after a damage ----------------------------------------------------------------------------------------
+
+    def condemn(self) -> None:
+        """Know that the file is damaged: `close` sets it aside, its WAL untouched."""
+        self._condemned = True
+
+    def withhold(self, holds: bool) -> None:  # noqa: FBT001 - a switch
+        """While it holds nothing can be taken: older rows are on their way back (I6)."""
+        self._holds = holds
+
+    def skip_ids(self, newest: int) -> None:
+        """Never give out an id up to this one."""
+        if newest > self._state.newest:
+            self._conn.execute("DELETE FROM sqlite_sequence WHERE name = 'ack_queue_default'")
+            self._conn.execute("INSERT INTO sqlite_sequence VALUES ('ack_queue_default', ?)", (newest,))
+            self._become(newest=newest)
+
+    def inherit(
+        self,
+        entries: Sequence[Sequence[Any]],
+        totals: Sequence[tuple[str, int, int]],
+        notes: Sequence[tuple[str, str]],
+        batches: Sequence[tuple[int, int]],
+    ) -> None:
+        """Take over what a damaged file knew beside its rows: the ledger, the notes, what was in flight."""
+        self.ledger.inherit(entries, totals)
+        self._conn.executemany("INSERT OR IGNORE INTO edge_note VALUES (?, ?)", notes)
+        newest = max((last for _, last in batches), default=0)
+        state = self._state
+        self._state = replace(
+            state, returned=merged([*batches, *state.returned]), cursor=max(state.cursor, newest if self._holds else 0)
+        )
+        self._changed = True
+
+    def put_back(self, row: SavedRow, death: tuple[Any, ...] | None) -> int | None:
+        """Store a salvaged row under its old id; return the id under which the queue has that message now.
+
+        `death`: why it is (or, requeued, once was) dead: reason, HTTP status, attempts, time, excerpt. None if this
+        very row is there already. A waiting row whose message came again meanwhile is not stored twice.
+        """
+        row_id = row.row_id
+        if row_id is not None and (there := self.stored_event(row_id)) is not None:
+            if there == row.data:
+                return None
+            row_id = None  # two rows under one id: one of the ids is damaged
+        if row.event_id and row.status == READY and (twin := self._twin(row)):
+            return twin
+        stored_id = self._conn.execute(_PUT_BACK, (row_id, *row[1:])).lastrowid or 0
+        if death:
+            self._conn.execute("INSERT OR IGNORE INTO edge_dead VALUES (?, ?, ?, ?, ?, ?)", (stored_id, *death))
+        state = self._state
+        self._become(
+            waiting=state.waiting + (row.status == READY),
+            delivered=state.delivered + (row.status == DELIVERED),
+            dead=state.dead + (row.status == DEAD),
+            newest=max(state.newest, stored_id),
+        )
+        return stored_id
+
+    def bring_forward(self, row_ids: Sequence[int]) -> None:
+        """Rows that were put back behind what was taken already: they are next."""
+        if late := [row_id for row_id in row_ids if row_id <= self._state.cursor]:
+            self._state = replace(self._state, returned=merged([*self._state.returned, (min(late), max(late))]))
+
+    def _twin(self, row: SavedRow) -> int | None:
+        """Return the row that holds the same event of the same producer, if there is one."""
+        twins = self._conn.execute(
+            "SELECT _id, CAST(data AS BLOB) FROM ack_queue_default INDEXED BY edge_event"
+            " WHERE event_id = ? AND event_id IS NOT NULL AND status <> 9",
+            (row.event_id,),
+        )
+        return next((row_id for row_id, data in twins if split(data)[1] == split(row.data or b"")[1]), None)
+
     def excess(self, keep_messages: int) -> int:
         """Return how many delivered rows there are above the number to be kept."""
         return max(0, self._state.delivered - keep_messages)
@@ -689,10 +805,16 @@ class DiskQueue(SQLiteAckQueue):
         return int(self._conn.execute(f"PRAGMA {name}").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file; SQLite writes the WAL back and removes it."""
+        """Close the file; SQLite writes the WAL back and removes it. A condemned file is set aside, WAL and all."""
+        if self._condemned:
+            self._condemned = False  # only this file: what stands under its name afterwards is another one
+            with mapped(self.folder):  # before: SQLite leaves the WAL of a file that was renamed alone
+                set_aside(self.folder)
         connection: sqlite3.Connection | None = getattr(self, "_conn", None)  # None if opening failed
         if connection is not None:
             connection.close()
+        if mark := getattr(self, "_mark", None):
+            mark.close()
 
 
 def _is_undated(received_at: Any) -> bool:

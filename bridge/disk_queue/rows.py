@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from bridge.message import parse_json
 
 READY, DELIVERED, DEAD = 0, 5, 9  # persist-queue's status codes
 
@@ -17,6 +20,30 @@ class NewRow(NamedTuple):
     packet_id: int | None = None
     event_id: str | None = None
     expires_at: float | None = None
+
+
+class SavedRow(NamedTuple):
+    """A row as it was read from a damaged file. `row_id` None: what stands there was never given out."""
+
+    row_id: int | None
+    data: bytes | None
+    received_at: float
+    status: int
+    crc: int | None
+    packet_id: int | None
+    event_id: str | None
+    settled_at: float | None
+    expires_at: float | None
+
+    @property
+    def is_altered(self) -> bool:
+        """The checksum says that these are not the bytes that were stored."""
+        return self.crc is not None and zlib.crc32(self.data or b"") != self.crc
+
+    @property
+    def is_sound(self) -> bool:
+        """Proven by its checksum, or (the stock library wrote it) at least JSON."""
+        return not self.is_altered if self.crc is not None else parse_json(self.data or b"")[0]
 
 
 class Counts(NamedTuple):
@@ -44,6 +71,7 @@ class State:
     waiting: int  # ready or taken
     delivered: int
     dead: int
+    newest: int = 0  # the highest row id given out
     cursor: int = 0  # every waiting row up to here is in a span of `flying` or `returned`
     flying: tuple[Span, ...] = ()
     returned: tuple[tuple[int, int], ...] = ()  # spans to take again before new rows

@@ -123,6 +123,7 @@ METRICS = (
     _counter("dead", "Messages refused for good and set aside."),
     _counter("dropped", "Messages given up: at a bound of the queue, expired, or discarded by hand."),
     _counter("refused", "Messages not taken, such as oversize ones."),
+    _counter("salvaged", "Messages brought back from a damaged file."),
     _gauge("load_received_messages_per_second", "Moving average, as $SYS/broker/load.", _load("received")),
     _gauge("load_delivered_messages_per_second", "Moving average, as $SYS/broker/load.", _load("delivered")),
 )

@@ -48,7 +48,7 @@ def edge_bridge(tmp_path: Path) -> Command:
 def test_help_lists_every_command_with_what_it_is_for(edge_bridge: Command) -> None:
     shown = edge_bridge("--help")
     assert shown.returncode == 0
-    for command in ("run", "receiver", "demo", "status", "check-config", "config", "bench"):
+    for command in ("run", "receiver", "demo", "status", "check-config", "config", "bench", "queue"):
         assert re.search(rf"^  {command} +\w+", shown.stdout, re.MULTILINE), command
 
 

@@ -13,7 +13,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from shutil import copy
@@ -24,7 +24,7 @@ import orjson
 
 from tests.harness import wait_until
 from tests.harness.bridge import BridgeProcess
-from tests.harness.cloud import Cloud
+from tests.harness.cloud import Cloud, answer
 from tests.harness.ledger import Audit, audit
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.proxy import TcpProxy
@@ -107,6 +107,33 @@ class Stage:
         with self.publisher(count=count, **options) as publisher:
             publisher.finish()
         return publisher
+
+    def leave_backlog(
+        self, count: int, payload: Callable[[int], tuple[str, bytes]] = prediction, *, killed: bool = False
+    ) -> LedgerPublisher:
+        """Publish so many to a bridge that the cloud refuses, and end it: all are confirmed and in its file."""
+        self.cloud.always(answer(401))
+        bridge = self.bridge().start()
+        wait_until(lambda: self.log("subscribed to"), what="subscribed")
+        publisher = self.publish(count, payload=payload)
+        mark = self.queue_path / "data.db-mark"
+        wait_until(lambda: f"row {count:020d}" in mark.read_text(), what="stored")
+        if killed:
+            bridge.kill()
+        else:
+            bridge.terminate()
+            assert bridge.wait() == 0
+        self.cloud.always()
+        return publisher
+
+    def frames(self) -> set[str]:
+        """What the cloud has, by frame."""
+        return {orjson.loads(arrivals[0].data)["data"]["frame"] for arrivals in list(self.cloud.stored.values())}
+
+    def losses(self) -> dict[str, int]:
+        """The loss ledger of a bridge that has ended: reason → messages."""
+        with closing(sqlite3.connect(self.queue_path / "data.db")) as connection:
+            return dict(connection.execute("SELECT reason, SUM(messages) FROM edge_loss GROUP BY reason"))
 
     def drain(self, timeout_seconds: float = DRAIN_SECONDS) -> None:
         """Return when the cloud has all that was published before: one more message, and rows leave in order (I6)."""

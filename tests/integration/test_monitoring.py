@@ -18,8 +18,10 @@ import yaml
 
 from bridge.announcer import StatusBoard, system_now
 from bridge.events import BrokerConnected, CloudFailed, Delivered, QueueCounted
+from bridge.message import DeadRow
 from bridge.status import Status
 from bridge.web import WebServer
+from bridge.web.dead import DeadRows
 from bridge.web.metrics import METRICS
 from tests.harness import LoopThread, free_port, wait_until
 from tests.harness.programs import require
@@ -124,6 +126,10 @@ class Prometheus:
         return found["result"][0]["value"][1] if found and found["result"] else None
 
 
+async def no_dead_rows(_rows_max: int) -> list[DeadRow]:
+    return []
+
+
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
     """Prometheus that scrapes a bridge's web server, on which every metric has a value."""
@@ -132,7 +138,7 @@ def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
     board.emit(QueueCounted(42, 3, 900, 1, 2**30, 2**31, 7, 1.5))
     board.emit(Delivered(900, 0.25))
     board.emit(CloudFailed("timed out", 60.0))
-    server, loop = WebServer("127.0.0.1", 0, board), LoopThread("web server")
+    server, loop = WebServer("127.0.0.1", 0, board, DeadRows(no_dead_rows)), LoopThread("web server")
     prometheus = Prometheus(tmp_path, f"127.0.0.1:{loop.run(server.start())}")
     try:
         prometheus.start()

@@ -33,7 +33,7 @@ LAYERS = (
     {"message", "events", "topics"},
     {"loss", "config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log", "liveness"},
     EDGES,
-    {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "announcer"},
+    {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "rescue", "announcer"},
     {"service"},
     {"demo", "bench"},
     {"cli"},

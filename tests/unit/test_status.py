@@ -22,8 +22,12 @@ from bridge.events import (
     Dropped,
     Event,
     QueueCounted,
+    QueueDamaged,
     Received,
     Refused,
+    RowsMissing,
+    Salvaged,
+    Salvaging,
     Stopping,
     Stored,
     SubscriptionGranted,
@@ -105,6 +109,8 @@ def test_a_bridge_that_has_just_started_says_that_it_waits_for_the_broker() -> N
         (CloudFailed("HTTP 429", 2.0, throttled=True), "cloud throttled: HTTP 429; 0 waiting"),
         (CloudPaused("HTTP 401", 60.0), "cloud paused: HTTP 401; 0 waiting"),
         (queue(size_bytes=91 * MEBI), "queue 91 % full"),
+        (QueueDamaged("bad page"), "damaged queue file: set aside, a new queue is begun: bad page"),
+        (Salvaging(7, "data.db.damaged-1"), "damaged queue file: salvaging data.db.damaged-1"),
     ],
 )
 def test_everything_that_needs_attention_degrades_the_state_and_says_why(event: Event, reason: str) -> None:
@@ -122,6 +128,7 @@ def test_everything_that_needs_attention_degrades_the_state_and_says_why(event: 
         (CloudFailed("timed out", 2.0), CloudAnswered()),
         (CloudPaused("HTTP 401", 60.0), CloudAnswered()),
         (queue(size_bytes=99 * MEBI), queue(size_bytes=50 * MEBI)),
+        (QueueDamaged("bad page"), Salvaged("data.db.damaged-1", 7, 1)),
     ],
 )
 def test_every_trouble_goes_with_its_relief(trouble: Event, relief: Event) -> None:
@@ -181,7 +188,8 @@ def test_the_cloud_being_away_is_not_unready(event: Event, *, can_store: bool, r
 
 def test_every_counter_counts_its_own_event() -> None:
     events = (Received(9), Stored(5, 2, 1), Refused(3, "a", "large"), Dropped(4, "full"), Died(6, "bad"))
-    of = status(*events, Delivered(7, 0.1), Received(1))
+    salvage = (Salvaging(8, "aside"), Salvaged("aside", 8, 2), Salvaged("older", 0, None), RowsMissing(11, 20))
+    of = status(*events, Delivered(7, 0.1), Received(1), *salvage)
     messages = tree(of, START)["messages"]
     assert messages == {
         "received": 10,
@@ -190,8 +198,9 @@ def test_every_counter_counts_its_own_event() -> None:
         "duplicate": 2,
         "conflict": 1,
         "dead": 6,
-        "dropped": 4,
+        "dropped": 14,
         "refused": 3,
+        "salvaged": 8,
     }
 
 
