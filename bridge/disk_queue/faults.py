@@ -52,7 +52,7 @@ POLICIES = {
     "SQLITE_IOERR_NOMEM": Policy.SHORT,
     "SQLITE_IOERR_DATA": Policy.DAMAGED,  # a page fails its checksum
     "SQLITE_IOERR_SHORT_READ": Policy.DAMAGED,  # the file is shorter than its header says
-    "SQLITE_CORRUPT": Policy.DAMAGED,
+    "SQLITE_CORRUPT": Policy.DAMAGED,  # these two only if the file was a queue of ours; else the operator must act
     "SQLITE_NOTADB": Policy.OPERATOR,
     "SQLITE_CANTOPEN": Policy.OPERATOR,
     "SQLITE_CANTOPEN_DIRTYWAL": Policy.DAMAGED,

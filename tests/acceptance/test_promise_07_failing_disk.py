@@ -26,6 +26,7 @@ from tests.harness.strace import failing, injected
 FIRST = 100
 WRITE, SYNC = "pwrite64", "fdatasync"  # SQLite's own calls
 ONCE, FOR_GOOD = "", "+"
+OUR_FILES = {"data.db", "data.db-mark", "bridge.lock", "reserve"}
 QUEUE_FILES = ("data.db", "data.db-wal", IDLE_NAME)
 MEMORY = Path("/dev/shm")  # noqa: S108  a folder of a name of its own is made there
 MESSAGES_PER_SECOND = 400  # so that there are many groups
@@ -58,7 +59,7 @@ def check_cases(cases: list[dict[str, Any]], ends: set[int]) -> None:
     assert [case for case in cases if case["lost"]] == []
     assert [case for case in cases if case["statuses"][1] != 0] == [], "stuck after the restart"
     assert {case["statuses"][0] for case in cases} <= ends
-    assert {name for case in cases for name in case["files"]} <= {"data.db", IDLE_NAME, "bridge.lock", "reserve"}
+    assert {name for case in cases for name in case["files"]} <= {*OUR_FILES, IDLE_NAME}
 
 
 @every_call

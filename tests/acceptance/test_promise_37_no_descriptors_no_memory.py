@@ -21,7 +21,7 @@ from tests.harness.stage import Stage
 
 MESSAGES = 500
 INTERPRETER_DESCRIPTORS = 13  # with fewer Python itself, or its event loop, does not come up
-OUR_FILES = {"data.db", "data.db-wal", "bridge.lock", "control.sock", "reserve"}
+OUR_FILES = {"data.db", "data.db-wal", "data.db-mark", "bridge.lock", "control.sock", "reserve"}
 SETTINGS = {"upload.retry_max_seconds": 0.5, "upload.retry_min_seconds": 0.1}
 
 

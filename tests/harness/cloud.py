@@ -131,14 +131,19 @@ class Cloud:
     @property
     def altered(self) -> set[str]:
         """Ids that came with more than one content."""
-        return {
-            event_id for event_id, all_of_it in list(self.stored.items()) if len({one.data for one in all_of_it}) > 1
-        }
+        return {event_id for event_id, all_of_it in self._items() if len({one.data for one in all_of_it}) > 1}
 
     @property
     def bodies(self) -> dict[str, bytes]:
         """The bytes of each event, as first stored."""
-        return {event_id: all_of_it[0].data for event_id, all_of_it in list(self.stored.items())}
+        return {event_id: all_of_it[0].data for event_id, all_of_it in self._items()}
+
+    def _items(self) -> list[tuple[str, list[Arrival]]]:
+        while True:
+            try:
+                return list(self.stored.items())
+            except RuntimeError:  # the cloud's thread stored something in the middle of it
+                continue
 
     def script(self, *responders: Responder) -> None:
         """Meet the next requests with these, one each, in order."""

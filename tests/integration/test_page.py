@@ -99,7 +99,7 @@ Look = Callable[..., AbstractAsyncContextManager[Tab]]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def look(chromium: Chromium, bridge: Bridge) -> Look:
-    """Give the function that opens a tab: `async with look(width=360, dark=True) as page`; at its end it did no harm.
+    """Give the function that opens a tab; one that did harm up to its end fails the test.
 
     `expected` is what an error on the console may contain: a browser notes there each answer that refuses something.
     """

@@ -63,7 +63,8 @@ def ours(error: Exception) -> BridgeError:
 
 
 @pytest.mark.parametrize("code", sorted(set(CODES) - NO_ERRORS))
-def test_every_code_that_sqlite_knows_has_a_line_in_the_table(code: str) -> None:
+def test_every_code_that_sqlite_knows_has_a_line_in_the_table(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "is_ours", lambda _file: policy_of(code) is Policy.DAMAGED)
     assert code in POLICIES or "_".join(code.split("_")[:2]) in POLICIES
     assert type(ours(sqlite_error(code))) is ERRORS[policy_of(code)]
 
@@ -91,19 +92,28 @@ def test_an_extended_code_follows_its_own_line_or_its_primary_one(code: str, pol
 
 
 @pytest.mark.parametrize(
-    ("code", "has_room", "has_descriptors", "error"),
+    ("code", "has_room", "has_descriptors", "is_ours", "error"),
     [
-        ("SQLITE_IOERR_WRITE", True, True, DiskFailedError),
-        ("SQLITE_IOERR_WRITE", False, True, DiskFullError),  # a quota
-        ("SQLITE_IOERR_FSYNC", False, True, DiskFailedError),  # never passing: the pages may be forgotten
-        ("SQLITE_CANTOPEN", True, True, QueueUnusableError),
-        ("SQLITE_CANTOPEN", True, False, ShortageError),
-        ("SQLITE_CORRUPT", False, False, QueueDamagedError),
+        ("SQLITE_IOERR_WRITE", True, True, True, DiskFailedError),
+        ("SQLITE_IOERR_WRITE", False, True, True, DiskFullError),  # a quota
+        ("SQLITE_IOERR_FSYNC", False, True, True, DiskFailedError),  # never passing: the pages may be forgotten
+        ("SQLITE_CANTOPEN", True, True, True, QueueUnusableError),
+        ("SQLITE_CANTOPEN", True, False, True, ShortageError),
+        ("SQLITE_CORRUPT", False, False, True, QueueDamagedError),
+        ("SQLITE_NOTADB", True, True, True, QueueDamagedError),  # its header is gone, and the mark says whose it was
+        ("SQLITE_CORRUPT", True, True, False, QueueUnusableError),
+        ("SQLITE_NOTADB", True, True, False, QueueUnusableError),
     ],
 )
 def test_what_the_code_does_not_tell_is_asked_of_the_system(
-    monkeypatch: pytest.MonkeyPatch, code: str, has_room: bool, has_descriptors: bool, error: type[BridgeError]
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    has_room: bool,
+    has_descriptors: bool,
+    is_ours: bool,
+    error: type[BridgeError],
 ) -> None:
+    monkeypatch.setattr(faults, "is_ours", lambda _file: is_ours)
     monkeypatch.setattr(faults, "_has_room", lambda _folder: has_room)
     monkeypatch.setattr(faults, "_has_descriptors", lambda: has_descriptors)
     assert type(ours(sqlite_error(code))) is error
