@@ -28,7 +28,7 @@ from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.clock import this_boot
 from bridge.control import Control
-from bridge.disk_queue import DiskQueue, FolderLock, open_queue
+from bridge.disk_queue import DiskQueue, FolderLock, open_queue, requeue_dead
 from bridge.disk_thread import DiskThread
 from bridge.errors import (
     BridgeError,
@@ -239,7 +239,9 @@ class Service:
 
         settings = self._settings.web
         token = None if settings.token is None else settings.token.get_secret_value()
-        dead_rows = DeadRows(newest=lambda rows_max: self._disk.run(lambda queue: queue.dead_rows(rows_max)))
+        dead_rows = DeadRows(
+            newest=lambda rows_max: self._disk.run(lambda queue: queue.dead_rows(rows_max)), requeue=self._requeue
+        )
         server = WebServer(settings.host, settings.port, self._board, dead_rows, token)
         try:
             await server.start()
@@ -247,6 +249,13 @@ class Service:
             log.warning("%s; going on without it (%s)", error.message, error.hint)
         yield
         await server.stop()
+
+    async def _requeue(self, row_ids: Sequence[int]) -> int:
+        wanted = frozenset(row_ids)
+        requeued = await self._disk.run(lambda queue: requeue_dead(queue, wanted))
+        self._disk.wake()
+        log.info("%d dead rows requeued from the web page", requeued)
+        return requeued
 
     # --- running -----------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ without an exception, the rows are on the medium (durability `power`: synchronou
 from __future__ import annotations
 
 from bridge.disk_queue.aside import Report, delete_surplus, write_report
-from bridge.disk_queue.commands import Page, Request, answer
+from bridge.disk_queue.commands import Page, Request, answer, requeue_dead
 from bridge.disk_queue.file import FILE_NAME, Durability
 from bridge.disk_queue.ledger import Entry, Untold
 from bridge.disk_queue.lock import SOCKET_NAME, FolderLock
@@ -83,6 +83,7 @@ __all__ = [
     "delete_surplus",
     "open_queue",
     "repair",
+    "requeue_dead",
     "serializer",
     "verify",
     "write_report",

@@ -8,7 +8,7 @@ What destroys writes the loss ledger in the same transaction (I9). Rows in fligh
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -94,6 +94,14 @@ class Request(NamedTuple):
 def answer(queue: DiskQueue, request: Request) -> Page:
     """Run one page of a command; call it inside a transaction."""
     return COMMANDS[request.command].run(queue, request.selection, request.after)
+
+
+def requeue_dead(queue: DiskQueue, row_ids: Collection[int]) -> int:
+    """Requeue those of these rows that are dead, and return how many were; call it inside a transaction."""
+    dead = [row.row_id for row in queue.dead_rows() if row.row_id in row_ids]
+    if dead:
+        queue.requeue(dead)
+    return len(dead)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------

@@ -767,7 +767,8 @@ class DiskQueue(SQLiteAckQueue):
     def dead_rows(self, rows_max: int = -1) -> list[DeadRow]:
         """Return why each dead row is dead, of the newest so many, oldest first."""
         rows = self._conn.execute(
-            "SELECT row_id, reason, status_code, attempts, excerpt FROM edge_dead ORDER BY row_id DESC LIMIT ?",
+            "SELECT row_id, reason, status_code, attempts, excerpt FROM ack_queue_default INDEXED BY edge_settled"
+            " JOIN edge_dead ON row_id = _id WHERE status >= 5 AND status = 9 ORDER BY _id DESC LIMIT ?",
             (rows_max,),
         )
         return [DeadRow(*row) for row in rows][::-1]

@@ -29,7 +29,6 @@ NOT_SET_UP = (
     "To requeue from this page, set web.token (better: web.token_file, a file that holds it; from the environment "
     "BRIDGE_WEB__TOKEN_FILE) and restart the bridge."
 )
-NO_REQUEUE = "This bridge cannot requeue while it runs."
 NOT_KNOWN = "That is not the token that the bridge has as web.token."
 
 
@@ -40,7 +39,7 @@ class DeadRows(NamedTuple):
     """
 
     newest: Callable[[int], Awaitable[Sequence[DeadRow]]]
-    requeue: Callable[[Sequence[int]], Awaitable[int]] | None = None
+    requeue: Callable[[Sequence[int]], Awaitable[int]]
 
 
 class DeadDesk:
@@ -54,23 +53,17 @@ class DeadDesk:
     async def show(self, _: web.Request) -> web.Response:
         """Return the reasons, each with the ids of its rows, the most frequent first."""
         rows = await self._ask(partial(self._rows.newest, ROWS_MAX))
-        return _json({"groups": _groups(rows), "refusal": self._refusal})
+        return _json({"groups": _groups(rows), "refusal": None if self._token else NOT_SET_UP})
 
     async def requeue(self, request: web.Request) -> web.Response:
         """Requeue the rows `{"ids": [...]}`; how many of them were dead is in the answer."""
-        if self._token is None or self._rows.requeue is None:
-            return _json({"error": self._refusal}, status_code=403)
+        if self._token is None:
+            return _json({"error": NOT_SET_UP}, status_code=403)
         if not _is_authorized(request, self._token):
             return _json({"error": NOT_KNOWN}, status_code=401, headers={"WWW-Authenticate": "Bearer"})
         if request.content_type != "application/json" or (row_ids := _row_ids(await request.read())) is None:
             return _json({"error": f'send JSON: {{"ids": [1, 2, …]}}, at most {ROWS_MAX}'}, status_code=400)
         return _json({"requeued": await self._ask(partial(self._rows.requeue, row_ids))})
-
-    @property
-    def _refusal(self) -> str | None:
-        if self._rows.requeue is None:
-            return NO_REQUEUE
-        return None if self._token else NOT_SET_UP
 
     async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
         try:

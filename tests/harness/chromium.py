@@ -80,7 +80,8 @@ class Chromium:
         client = await self._stack.enter_async_context(aiohttp.ClientSession())
         self._socket = await client.ws_connect(f"ws://127.0.0.1:{port}{path}", max_msg_size=0)
         reading = asyncio.create_task(self._read())
-        self._stack.callback(reading.cancel)
+        self._stack.push_async_callback(asyncio.wait, [reading])
+        self._stack.push_async_callback(self._socket.close)
         return self
 
     async def __aexit__(

@@ -99,7 +99,7 @@ Look = Callable[..., AbstractAsyncContextManager[Tab]]
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def look(chromium: Chromium, bridge: Bridge) -> Look:
-    """Give the function that opens a tab; one that did harm up to its end fails the test.
+    """A tab with the page, of a width and in a scheme; at the end it must have done nothing bad.
 
     `expected` is what an error on the console may contain: a browser notes there each answer that refuses something.
     """

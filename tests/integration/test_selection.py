@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.disk_queue import DiskQueue, NewRow, Request, Selection, answer
+from bridge.disk_queue import DiskQueue, NewRow, Request, Selection, answer, requeue_dead
 from bridge.disk_queue.selection import PAGE_ROWS
 from bridge.errors import OperatorError
 from bridge.message import DeadRow, head, head_middle, tail
@@ -77,6 +77,18 @@ def test_a_requeued_row_leaves_in_its_old_place_and_keeps_its_attempts(disk_queu
     assert [(row.row_id, row.attempts) for row in disk_queue.dead_rows()] == [(1, 6), (2, 4), (3, 6)]
     with disk_queue.transaction():
         assert [row.row_id for row in disk_queue.take(10, 1 << 20)] == [4, 5, 6]
+
+
+def test_of_the_rows_that_are_named_only_the_dead_are_requeued(disk_queue: DiskQueue) -> None:
+    """The page names rows that it saw a while ago: some are alive again, some gone, some were never there."""
+    put(disk_queue, 6)
+    kill(disk_queue, 4)
+    assert [row.row_id for row in disk_queue.dead_rows(2)] == [3, 4]
+    with disk_queue.transaction():
+        assert requeue_dead(disk_queue, {1, 3, 5, 99}) == 2
+        assert requeue_dead(disk_queue, {1, 3}) == 0
+    assert disk_queue.counts()[:4] == (4, 0, 0, 2)
+    assert [row.row_id for row in disk_queue.dead_rows()] == [2, 4]
 
 
 def test_why_a_row_died_is_forgotten_with_the_row(disk_queue: DiskQueue) -> None:
