@@ -130,6 +130,8 @@ async def test_it_tells_the_state_in_one_word_and_why(look: Look, bridge: Bridge
         assert await page.shows("#state", "degraded") == "degraded"
         assert await page.text("#reason") == "Broker not connected: connection refused."
         assert await page.text("#broker .word") == "not connected"
+        assert await page.run("document.getElementById('intake').dataset.pace") == "cut"
+        assert await page.run("document.getElementById('upload').dataset.pace") == "0"
         assert await page.run("document.title") == "degraded · press-4"
 
 

@@ -60,7 +60,7 @@ function stop(id, mood, word, more, title = "") {
 
 function hop(id, messagesPerSecond, isOpen) {
   const box = element(id);
-  box.dataset.pace = !isOpen && !messagesPerSecond ? "cut" : Math.min(4, Math.ceil(Math.log10(1 + messagesPerSecond)));
+  box.dataset.pace = !isOpen ? "cut" : Math.min(4, Math.ceil(Math.log10(1 + messagesPerSecond)));
   say(box.querySelector(".rate"), rate(messagesPerSecond));
 }
 
