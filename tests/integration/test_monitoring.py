@@ -78,6 +78,15 @@ def test_every_alert_is_tried() -> None:
     assert [alert for alert in alerts if f'"{alert}"' not in tried] == []
 
 
+def test_the_operator_is_told_of_every_alert_and_metric() -> None:
+    told = (CONFIG.parent / "docs/OPERATE.md").read_text()
+    alerts = [name for name, _ in expressions() if name.startswith("EdgeBridge")]
+    assert alerts
+    assert [alert for alert in alerts if f"| `{alert}` |" not in told] == []
+    rows = [f"| `{metric.name}` | {metric.kind} | {metric.meaning} |" for metric in METRICS]
+    assert [row for row in rows if row not in told] == []
+
+
 # ---- a real one ----
 
 
