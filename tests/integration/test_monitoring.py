@@ -8,7 +8,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -139,6 +139,10 @@ async def no_dead_rows(_rows_max: int) -> list[DeadRow]:
     return []
 
 
+async def none_requeued(_row_ids: Sequence[int]) -> int:
+    return 0
+
+
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
     """Prometheus that scrapes a bridge's web server, on which every metric has a value."""
@@ -147,7 +151,7 @@ def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
     board.emit(QueueCounted(42, 3, 900, 1, 2**30, 2**31, 7, 1.5))
     board.emit(Delivered(900, 0.25))
     board.emit(CloudFailed("timed out", 60.0))
-    server, loop = WebServer("127.0.0.1", 0, board, DeadRows(no_dead_rows)), LoopThread("web server")
+    server, loop = WebServer("127.0.0.1", 0, board, DeadRows(no_dead_rows, none_requeued)), LoopThread("web server")
     prometheus = Prometheus(tmp_path, f"127.0.0.1:{loop.run(server.start())}")
     try:
         prometheus.start()
