@@ -33,12 +33,13 @@ from bridge.backoff import delay_seconds
 from bridge.errors import FaultError, OperatorError
 from bridge.events import BrokerConnected, BrokerLost, Emit, SubscriptionGranted, SubscriptionRefused
 from bridge.liveness import IDLE
-from bridge.message import Publish
+from bridge.message import Publish, Request
 from bridge.status import Will
-from bridge.wire import Item, MalformedError, Splitter, TooLarge, pubacks
+from bridge.wire import Item, MalformedError, Splitter, TooLarge, puback, pubacks
 
 if TYPE_CHECKING:
     from bridge.config import MqttSettings, TlsSettings
+    from bridge.environment import BrokerAddress, Tls
 
 _READ_BYTES = 256 * 1024
 _READS_IN_A_ROW = 4  # then the loop's other tasks have their turn
@@ -46,6 +47,7 @@ _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS = 0.5, 20.0  # promise 18: back within 30
 _CONNECT_SECONDS = 5.0  # for DNS, TCP and TLS, and again for the broker's CONNACK
 _RESOLVE_SECONDS = 60.0  # what a connect may take without being a hang: a resolver alone needs 30 s for one name
 _FAREWELL_SECONDS = 1.0  # for the broker to close the connection after our DISCONNECT
+_PACKET_IDS, _PACKET_BYTES_MAX = 65_535, 268_435_460  # what MQTT itself allows
 _UNSENT_PACKETS_MAX = 1000  # status publishes above this wait for the next round instead of piling up
 
 Sink = Callable[[Sequence[Publish | TooLarge], int], None]
@@ -129,7 +131,7 @@ class Broker:
 
     def __init__(  # noqa: PLR0913 - named, and most have a default
         self,
-        settings: MqttSettings,
+        settings: MqttSettings | BrokerAddress,
         *,
         client_id: str,
         sink: Sink,
@@ -384,9 +386,10 @@ class Broker:
         user = dict(reversed(getattr(properties, "UserProperty", []) or []))
         content_type = getattr(properties, "ContentType", None)
         expiry_seconds = getattr(properties, "MessageExpiryInterval", None)
-        self._arrived.append(
-            Publish(topic, payload, packet_id, bool(message.dup), user.get("id") or None, content_type, expiry_seconds)
-        )
+        response_topic, mark = getattr(properties, "ResponseTopic", ""), getattr(properties, "CorrelationData", None)
+        request = Request(response_topic, mark or b"", user.get("receipt") == "delivered")
+        known = (user.get("id") or None, content_type, expiry_seconds, request if response_topic or mark else None)
+        self._arrived.append(Publish(topic, payload, packet_id, bool(message.dup), *known))
 
     # --- the event loop's side ---------------------------------------------------------------------------------
 
@@ -433,11 +436,14 @@ class Broker:
             items, lane.ended = [b""], True
         for item in items:
             if isinstance(item, bytes):
-                lane.give(item)
-                self._client.loop_read()
+                self._pass_on(lane, item)
             else:
                 self._arrived.append(item)
         self._hand_over(epoch)
+
+    def _pass_on(self, lane: _Lane, packet: bytes) -> None:
+        lane.give(packet)
+        self._client.loop_read()
 
     def _hand_over(self, epoch: int) -> None:
         if self._arrived:
@@ -487,7 +493,7 @@ class Broker:
         return settings.host if settings.transport == "unix" else f"{settings.host}:{settings.port}"
 
 
-async def watch_topic(settings: MqttSettings, topic: str) -> AsyncGenerator[bytes, None]:
+async def watch_topic(settings: MqttSettings | BrokerAddress, topic: str) -> AsyncGenerator[bytes, None]:
     """Yield every payload of a topic, the retained one first, over a connection of its own.
 
     Raises OperatorError if the broker refuses us, FaultError if it cannot be reached or goes away.
@@ -530,7 +536,7 @@ async def watch_topic(settings: MqttSettings, topic: str) -> AsyncGenerator[byte
         await broker.farewell()
 
 
-def _tls_context(tls: TlsSettings) -> ssl.SSLContext:
+def _tls_context(tls: TlsSettings | Tls) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
         if tls.cert:
@@ -583,3 +589,53 @@ class Publisher(Broker):
             )
         else:
             confirmed.set_result(None)
+
+
+class Producer(Broker):
+    """A connection for many QoS 1 publishes: written in one piece, their confirmations handed over as a list.
+
+    It remembers no message: `confirmed` hears (packet id, reason code), and what was unconfirmed when a connection
+    was lost is its owner's to send again. `window` and `packet_bytes_max` are what the broker allows.
+    """
+
+    def __init__(
+        self,
+        settings: MqttSettings | BrokerAddress,
+        *,
+        client_id: str,
+        sink: Sink,
+        emit: Emit,
+        random: Callable[[], float],
+        filters: Sequence[str],
+        confirmed: Callable[[list[tuple[int, int]]], None],
+    ) -> None:
+        super().__init__(
+            settings, client_id=client_id, sink=sink, emit=emit, random=random, filters=filters, persistent=False
+        )
+        if not self._fast:
+            raise OperatorError("this version of paho-mqtt is not known", "install paho-mqtt>=2.1,<3")
+        self.window, self.packet_bytes_max = _PACKET_IDS, _PACKET_BYTES_MAX
+        self._confirmed = confirmed
+        self._confirmations: list[tuple[int, int]] = []
+
+    def send(self, packets: bytes) -> None:
+        """Write whole packets, now or as soon as the socket takes them."""
+        self._client._packet_queue(paho.PUBACK, packets, 0, 0)  # noqa: SLF001 - see lane_fits()
+        self._client.loop_write()
+
+    def _on_connect(self, client: Any, user: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self.window = getattr(properties, "ReceiveMaximum", _PACKET_IDS)
+        self.packet_bytes_max = getattr(properties, "MaximumPacketSize", _PACKET_BYTES_MAX)
+        super()._on_connect(client, user, flags, reason, properties)
+
+    def _pass_on(self, lane: _Lane, packet: bytes) -> None:
+        if packet[:1] == b"\x40":
+            self._confirmations.append(puback(packet))
+        else:
+            super()._pass_on(lane, packet)
+
+    def _hand_over(self, epoch: int) -> None:
+        if self._confirmations:
+            confirmations, self._confirmations = self._confirmations, []
+            self._confirmed(confirmations)
+        super()._hand_over(epoch)

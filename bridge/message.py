@@ -36,6 +36,14 @@ _HEAD = b'{"specversion":"1.0","id":"'
 _MEMBERS = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype")
 
 
+class Request(NamedTuple):
+    """MQTT 5 request/response: where an answer is wanted, and by which mark it is told from others."""
+
+    response_topic: str  # "" in an answer
+    correlation: bytes
+    until_delivered: bool = False  # user property `receipt` = `delivered`
+
+
 class Publish(NamedTuple):
     """One publication as the broker sent it (a NamedTuple because it is made once a message at full speed)."""
 
@@ -46,6 +54,7 @@ class Publish(NamedTuple):
     user_id: str | None = None  # MQTT 5 user property `id`
     content_type: str | None = None  # MQTT 5 property Content Type
     expiry_seconds: int | None = None  # MQTT 5 property Message Expiry Interval, less what it waited at the broker
+    request: Request | None = None
 
 
 class Row(NamedTuple):

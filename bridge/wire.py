@@ -1,5 +1,7 @@
 """The byte stream of the broker, taken apart: PUBLISH packets for us, everything else untouched for paho.
 
+The other way it puts together the packets of which there are many: publishes and confirmations.
+
 At full speed nearly all bytes are QoS 1 publishes, and reading them one field a call is what makes paho slow. This
 module splits them off in one tight loop; paho keeps connection, session, keep-alive, subscribe and publish.
 
@@ -9,9 +11,9 @@ limit is skipped while it arrives instead of being collected, and reported as `T
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bridge.message import Publish
+from bridge.message import Publish, Request
 
 _PUBLISH, _QOS_MASK, _DUP, _QOS_1, _QOS_2 = 0x30, 0x06, 0x08, 0x02, 0x04
 _HEADROOM_BYTES = 2 * 65536 + 64  # topic, ids and properties that may stand before a payload
@@ -36,6 +38,7 @@ Item = Publish | TooLarge | bytes  # bytes: one whole packet of another kind
 # MQTT 5, section 2.2.2.2: how long the value of each property is that a PUBLISH may carry.
 _FIXED_BYTES = {0x01: 1, 0x02: 4, 0x23: 2}  # payload format, message expiry, topic alias
 _EXPIRY, _CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION, _SUBSCRIPTION, _USER = 0x02, 0x03, 0x08, 0x09, 0x0B, 0x26
+_USER_PROPERTIES = frozenset((b"id", b"receipt"))  # those that mean something to us
 
 
 class Splitter:
@@ -91,17 +94,17 @@ class Splitter:
                 raise MalformedError("a PUBLISH that ends before its packet id")
             packet_id = buffer[at] << 8 | buffer[at + 1]
             at += 2
-        user_id = content_type = expiry_seconds = None
+        known: tuple[Any, ...] = ()
         if self._mqtt5:
             if at >= end:
                 raise MalformedError("a PUBLISH that ends before its properties")
             if buffer[at]:
-                user_id, content_type, expiry_seconds, at = _properties(buffer, at, end)
+                known, at = _properties(buffer, at, end)
             else:
                 at += 1
         if at > end:
             raise MalformedError("a PUBLISH whose topic is longer than itself")
-        return Publish(topic, buffer[at:end], packet_id, bool(first & _DUP), user_id, content_type, expiry_seconds)
+        return Publish(topic, buffer[at:end], packet_id, bool(first & _DUP), *known)
 
     def _decode(self, raw_topic: bytes) -> str:
         if len(self._topics) >= _TOPICS_MAX:
@@ -148,36 +151,52 @@ def _varint(buffer: bytes, at: int) -> tuple[int, int]:
     raise MalformedError("a length of more than four bytes")
 
 
-def _properties(buffer: bytes, at: int, end: int) -> tuple[str | None, str | None, int | None, int]:
-    """Read the properties of a PUBLISH; returns user property `id`, content type, expiry, where the payload begins."""
+def _properties(
+    buffer: bytes, at: int, end: int
+) -> tuple[tuple[str | None, str | None, int | None, Request | None], int]:
+    """Read the properties of a PUBLISH; returns what `Publish` knows of them and where the payload begins.
+
+    Of a property that is there twice the first one counts.
+    """
     length, at = _varint(buffer, at)
     stop = at + length
     if not at or stop > end:
         raise MalformedError("properties longer than their packet")
-    user_id = content_type = expiry_seconds = None
+    found: dict[int | bytes, bytes] = {}
     while at < stop:
         kind = buffer[at]
         at += 1
         if kind == _USER:
             name, at = _string(buffer, at, stop)
             value, at = _string(buffer, at, stop)
-            if name == b"id" and user_id is None and value:
-                user_id = value.decode("utf-8", "backslashreplace")
+            if value and name in _USER_PROPERTIES:
+                found.setdefault(name, value)
         elif kind in (_CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION):
             value, at = _string(buffer, at, stop)
-            if kind == _CONTENT_TYPE:
-                content_type = value.decode("utf-8", "backslashreplace")
+            found.setdefault(kind, value)
         elif kind == _SUBSCRIPTION:
             _, at = _varint(buffer, at)
             at = at or stop + 1  # the buffer ended within the number
         elif kind in _FIXED_BYTES:
             start, at = at, at + _FIXED_BYTES[kind]
-            expiry_seconds = int.from_bytes(buffer[start:at]) if kind == _EXPIRY else expiry_seconds
+            found.setdefault(kind, buffer[start:at])
         else:
             raise MalformedError(f"a property 0x{kind:02x} that a PUBLISH cannot have")
     if at != stop:
         raise MalformedError("properties that do not end where they say")
-    return user_id, content_type, expiry_seconds, stop
+    expiry_seconds = int.from_bytes(found[_EXPIRY]) if _EXPIRY in found else None
+    return (_text(found.get(b"id")), _text(found.get(_CONTENT_TYPE)), expiry_seconds, _request(found)), stop
+
+
+def _request(found: dict[int | bytes, bytes]) -> Request | None:
+    if _RESPONSE_TOPIC not in found and _CORRELATION not in found:
+        return None
+    topic = _text(found.get(_RESPONSE_TOPIC)) or ""
+    return Request(topic, found.get(_CORRELATION, b""), found.get(b"receipt") == b"delivered")
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode("utf-8", "backslashreplace")
 
 
 def _string(buffer: bytes, at: int, stop: int) -> tuple[bytes, int]:
@@ -192,3 +211,48 @@ def _string(buffer: bytes, at: int, stop: int) -> tuple[bytes, int]:
 def pubacks(packet_ids: list[int]) -> bytes:
     """Return the confirmations of these publishes, in this order, as one piece of bytes (valid in 3.1.1 and 5)."""
     return b"".join([b"\x40\x02" + packet_id.to_bytes(2) for packet_id in packet_ids])
+
+
+def puback(packet: bytes) -> tuple[int, int]:
+    """Return packet id and reason code (MQTT 5; 0 = success) of a whole PUBACK."""
+    _, at = _varint(packet, 1)
+    if len(packet) < at + 2:
+        raise MalformedError("a PUBACK without a packet id")
+    return packet[at] << 8 | packet[at + 1], packet[at + 2] if len(packet) > at + 2 else 0
+
+
+def publish(topic: bytes, payload: bytes, properties: bytes = b"", packet_id: int = 0) -> bytes:
+    """Return a PUBLISH of MQTT 5, at QoS 1 if it has a packet id. `topic` is a `string`."""
+    identified = packet_id.to_bytes(2) if packet_id else b""
+    size = varint(len(properties))
+    length = varint(len(topic) + len(identified) + len(size) + len(properties) + len(payload))
+    first = b"\x32" if packet_id else b"\x30"
+    return b"".join((first, length, topic, identified, size, properties, payload))
+
+
+def request_properties(request: Request) -> bytes:
+    """Return the properties that ask for an answer, or (without a topic) those that mark one."""
+    wanted = _user("receipt", "delivered") if request.until_delivered else b""
+    topic = b"\x08" + string(request.response_topic.encode()) if request.response_topic else b""
+    return b"".join((topic, b"\x09", string(request.correlation), wanted))
+
+
+def user_properties(pairs: dict[str, str]) -> bytes:
+    """Return user properties, in the order given."""
+    return b"".join([_user(name, value) for name, value in pairs.items()])
+
+
+def _user(name: str, value: str) -> bytes:
+    return b"\x26" + string(name.encode()) + string(value.encode())
+
+
+def string(text: bytes) -> bytes:
+    """Return a string, or binary data, with its length before it."""
+    return len(text).to_bytes(2) + text
+
+
+def varint(number: int) -> bytes:
+    """Return a length as MQTT writes it: seven bits a byte, the lowest first."""
+    if number < 0x80:
+        return bytes((number,))
+    return bytes((number & 0x7F | 0x80,)) + varint(number >> 7)

@@ -1,0 +1,234 @@
+"""The client library against a real Mosquitto, without a bridge: what "sent" means, and what bad use says."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from bridge.broker import Broker
+from bridge.client import (
+    BacklogFullError,
+    ClosedError,
+    NotJsonError,
+    NotYetError,
+    PredictionClient,
+    RefusedError,
+    Stage,
+    UnsentError,
+    UsageError,
+)
+from bridge.environment import broker_address
+from bridge.message import Publish
+from bridge.wire import TooLarge
+from tests.harness import eventually
+from tests.harness.mosquitto import Mosquitto
+
+TOPIC = "edge/predictions/press-4"
+LIGHT = ["aiohttp", "pydantic", "persistqueue", "sqlite3", "rich", "zstandard", "uvloop"]
+
+
+@asynccontextmanager
+async def listening(port: int) -> AsyncIterator[list[Publish]]:
+    """Collect every publish under edge/predictions."""
+    arrived: list[Publish] = []
+
+    def sink(messages: Sequence[Publish | TooLarge], epoch: int) -> None:
+        arrived.extend(message for message in messages if isinstance(message, Publish))
+        broker.confirm([message.packet_id for message in messages], epoch)
+
+    broker = Broker(
+        broker_address(port=port, environ={}),
+        client_id="listener",
+        sink=sink,
+        emit=lambda _event: None,
+        random=lambda: 0.1,
+        filters=["edge/predictions/#"],
+    )
+    running = asyncio.create_task(broker.run())
+    try:
+        await eventually(broker.subscribed.is_set)
+        yield arrived
+    finally:
+        await broker.farewell()
+        await running
+
+
+def client(port: int, **options: Any) -> PredictionClient:
+    return PredictionClient(device_id="press-4", port=port, **options)
+
+
+async def test_a_message_is_sent_when_the_broker_has_it_and_each_has_an_id(mosquitto: Mosquitto) -> None:
+    async with listening(mosquitto.port) as arrived, client(mosquitto.port) as predictions:
+        receipt = await predictions.publish({"label": "crack"})
+        own = await predictions.publish({"prediction_id": "p-1"}, topic="edge/predictions/other")
+        given = await predictions.publish([1], message_id="mine")
+        await eventually(lambda: len(arrived) == 3)
+    assert receipt.state == "sent"
+    assert [(publish.topic, publish.user_id) for publish in arrived] == [
+        (TOPIC, receipt.id),
+        ("edge/predictions/other", "p-1"),
+        (TOPIC, "mine"),
+    ]
+    assert (own.id, given.id) == ("p-1", "mine")
+    assert orjson.loads(arrived[0].payload) == {"label": "crack"}
+
+
+async def test_order_is_kept_across_an_outage_and_nothing_accepted_is_forgotten(mosquitto: Mosquitto) -> None:
+    async with client(mosquitto.port, messages_max=500) as predictions:
+        await predictions.publish({"frame": -1})
+        mosquitto.stop()
+        await eventually(lambda: not predictions.connected)
+        waiting = [asyncio.create_task(predictions.publish({"frame": frame})) for frame in range(1500)]
+        await eventually(lambda: predictions.held_messages == 500)
+        assert not any(task.done() for task in waiting)
+        mosquitto.start()
+        async with listening(mosquitto.port) as arrived, asyncio.timeout(40):
+            await asyncio.gather(*waiting)
+            await eventually(lambda: any(publish.payload == b'{"frame":1499}' for publish in arrived))
+    firsts = list(dict.fromkeys(orjson.loads(publish.payload)["frame"] for publish in arrived))
+    assert firsts == sorted(firsts)
+
+
+async def test_at_the_bound_it_raises_if_asked_to(mosquitto: Mosquitto) -> None:
+    mosquitto.stop()
+    predictions = client(mosquitto.port, messages_max=2, when_full="raise", close_timeout_seconds=0.1)
+    await predictions.__aenter__()
+    accepted = [await predictions.publish({"n": n}, until="accepted") for n in range(2)]
+    with pytest.raises(BacklogFullError):
+        await predictions.publish({"n": 2}, until="accepted")
+    with pytest.raises(UnsentError) as unsent:
+        await predictions.close()
+    assert unsent.value.message_ids == [receipt.id for receipt in accepted]
+
+
+async def test_when_time_is_up_it_says_what_is_known(mosquitto: Mosquitto) -> None:
+    async with client(mosquitto.port) as predictions:
+        with pytest.raises(NotYetError, match="is sent and was not stored within") as raised:  # there is no bridge
+            await predictions.publish({"label": "crack"}, until="stored", timeout=0.5)
+        assert raised.value.reached == Stage.SENT
+        mosquitto.stop()
+        await eventually(lambda: not predictions.connected)
+        with pytest.raises(TimeoutError) as early:
+            await predictions.publish({"label": "crack"}, timeout=0.2)
+        assert isinstance(early.value, NotYetError)
+        assert early.value.reached == Stage.ACCEPTED
+        mosquitto.start()
+        await eventually(lambda: predictions.held_messages == 1, 30, "the one that was not sent in time goes on")
+        predictions._outbox.end_all(lambda _: ClosedError("the one that nobody will store"))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda p: p.publish(object()), NotJsonError, "of type object is not JSON"),
+        (lambda p: p.publish(b"{"), NotJsonError, "not JSON"),
+        (lambda p: p.publish("x" * 2000), UsageError, "2002 bytes, 1000 are allowed"),
+        (lambda p: p.publish(1, topic="edge/+/x"), UsageError, "has no '#' and no"),
+        (lambda p: p.publish(1, until="received"), UsageError, "until='received' is not known"),
+        (lambda p: p.publish(1, message_id=""), UsageError, "message_id"),
+    ],
+)
+async def test_bad_use_gets_a_clear_error(
+    mosquitto: Mosquitto, call: Callable[[PredictionClient], Any], error: type[UsageError], words: str
+) -> None:
+    async with client(mosquitto.port, payload_bytes_max=1000) as predictions:
+        with pytest.raises(error, match=words) as raised:
+            await call(predictions)
+        assert raised.value.hint
+        assert predictions.held_messages == 0
+
+
+async def test_a_client_that_is_not_open_says_so(mosquitto: Mosquitto) -> None:
+    predictions = client(mosquitto.port)
+    with pytest.raises(ClosedError):
+        await predictions.publish(1)
+    async with predictions:
+        pass
+    with pytest.raises(ClosedError):
+        await predictions.publish(1)
+    with pytest.raises(UsageError, match="no device_id"):
+        PredictionClient(port=mosquitto.port)
+
+
+async def test_what_the_broker_refuses_is_an_error_and_not_tried_again(
+    tmp_path: Path, mosquitto_installed: None
+) -> None:
+    with Mosquitto(tmp_path / "mosquitto", acl="topic read #\n") as broker:
+        async with client(broker.port) as predictions:
+            with pytest.raises(RefusedError, match="0x87"):
+                await predictions.publish({"label": "crack"})
+            await predictions.publish({"label": "crack"}, until="accepted")
+            with pytest.raises(RefusedError):  # nobody waited for it, so flush tells
+                await predictions.flush(5)
+
+
+async def test_a_packet_above_the_brokers_limit_is_refused_and_the_others_go_on(
+    tmp_path: Path, mosquitto_installed: None
+) -> None:
+    with Mosquitto(tmp_path / "mosquitto", options={"max_packet_size": "2000"}) as broker:
+        async with client(broker.port) as predictions:
+            await predictions.publish(1)
+            with pytest.raises(RefusedError, match="takes no packet of"):
+                await predictions.publish("x" * 3000)
+            await predictions.publish(2, timeout=5)
+
+
+async def test_many_go_in_a_window_and_come_back_in_order(mosquitto: Mosquitto) -> None:
+    async with listening(mosquitto.port) as arrived, client(mosquitto.port, messages_max=100) as predictions:
+        receipts = await predictions.publish_many({"message_id": f"m-{n}"} for n in range(3000))
+        await eventually(lambda: len(arrived) == 3000)
+    assert [receipt.id for receipt in receipts] == [f"m-{n}" for n in range(3000)]
+    assert [publish.user_id for publish in arrived] == [f"m-{n}" for n in range(3000)]
+
+
+def test_the_blocking_twin_has_the_same_names_and_errors(mosquitto: Mosquitto) -> None:
+    blocking = PredictionClient.blocking(device_id="press-4", port=mosquitto.port)
+    with pytest.raises(ClosedError):
+        blocking.publish(1)
+    with blocking as predictions:
+        assert predictions.publish({"label": "crack"}, timeout=5).state == "sent"
+        assert len(predictions.publish_many([1, 2, 3])) == 3
+        predictions.flush(5)
+        with pytest.raises(NotJsonError):
+            predictions.publish(object())
+        assert predictions.connected
+        assert predictions.held_messages == 0
+    with pytest.raises(ClosedError):
+        blocking.publish(1)
+
+
+async def test_the_names_of_the_async_client_are_those_of_its_twin() -> None:
+    from bridge.client import BlockingPredictionClient
+
+    def names(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")} - {"blocking"}
+
+    assert names(PredictionClient) == names(BlockingPredictionClient)
+
+
+async def test_a_payload_that_comes_back_as_a_receipt_but_is_none_is_ignored(mosquitto: Mosquitto) -> None:
+    async with client(mosquitto.port) as predictions, client(mosquitto.port) as stranger:
+        await predictions.publish(1)
+        for nonsense in (b"[]", b'{"state":"lost"}', b"7"):
+            await stranger.publish(nonsense, topic=predictions._receipts_topic)
+        assert (await predictions.publish(2, timeout=5)).state == "sent"
+
+
+def test_importing_the_client_loads_nothing_of_the_server() -> None:
+    program = "import sys, bridge.client, bridge.broker; print(*(name for name in sys.argv[1:] if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", program, *LIGHT], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+async def test_closing_twice_is_fine(free_port: int) -> None:
+    async with client(free_port) as predictions:
+        await predictions.close()
+    await predictions.close()
