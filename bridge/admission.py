@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from bridge.disk_queue import DiskQueue, NewRow
+from bridge.disk_queue import DiskQueue, NewRow, ReceiptState
 from bridge.loss import Gone, Loss, LossReason, by_topic
-from bridge.message import event_id, event_subject, head, split
+from bridge.message import Request, Row, event_id, event_subject, head, split
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Arrival(NamedTuple):
     dup: bool
     session: int
     expires_at: float | None = None
+    request: Request | None = None
 
 
 class Group(NamedTuple):
@@ -59,6 +60,15 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
+class _Asked(NamedTuple):
+    """A message whose producer wants a receipt: `row` if it is new, else the row it repeats, where that is known."""
+
+    request: Request
+    event_id: str
+    row: NewRow | None
+    row_id: int | None
+
+
 class Store:
     """The verb that intake runs in the disk thread: one group, one transaction.
 
@@ -77,25 +87,47 @@ class Store:
         if self._noted_session != self.session:
             queue.write_note(_SESSION_NOTE, str(queue.newest_id()))
         arrivals = [item for item in group.items if isinstance(item, Arrival)]
-        rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals)
+        asked: list[_Asked] = []
+        rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals, asked)
         if rows:
             blocked, reason = self._make_room(queue, rows)
             if blocked:
                 return Outcome(blocked=blocked, reason=reason)
         for item in (item for item in group.items if isinstance(item, TooLarge)):
             queue.record_loss(Loss(LossReason.TOO_LARGE, 1, item.topic, detail=f"{item.payload_bytes} bytes"))
+            if item.request:
+                queue.receipts.give(item.request, None, ReceiptState.DROPPED, LossReason.TOO_LARGE.words)
         if rows:
             queue.put_rows(rows)
+        if asked:
+            self._answer(queue, asked, rows)
         return Outcome(len(rows), duplicates, tuple(conflicts))
 
     def stored(self) -> None:
         """Remember that the last group is committed."""
         self._noted_session = self.session
 
+    # --- receipts ----------------------------------------------------------------------------------------------
+
+    def _answer(self, queue: DiskQueue, asked: list[_Asked], rows: list[NewRow]) -> None:
+        """Tell those who asked what became of their messages, and remember who wants to hear the end too."""
+        first_id = queue.newest_id() - len(rows) + 1
+        row_ids = {id(row): row_id for row_id, row in enumerate(rows, first_id)}
+        for request, own_id, row, known_id in asked:
+            row_id = row_ids.get(id(row)) if row else (known_id or queue.find_row(own_id))
+            if row_id is None:
+                queue.receipts.give(request, own_id, ReceiptState.DROPPED, "the queue is at its bound")
+                continue
+            queue.receipts.give(request, own_id, ReceiptState.STORED if row else ReceiptState.DUPLICATE)
+            if request.until_delivered and not row and queue.is_delivered(row_id):
+                queue.receipts.give(request, own_id, ReceiptState.DELIVERED)
+            elif request.until_delivered:
+                queue.receipts.owe(row_id, request, own_id)
+
     # --- duplicates --------------------------------------------------------------------------------------------
 
     def _new_rows(
-        self, queue: DiskQueue, epoch: int, arrivals: list[Arrival]
+        self, queue: DiskQueue, epoch: int, arrivals: list[Arrival], asked: list[_Asked]
     ) -> tuple[list[NewRow], int, list[tuple[str, str]]]:
         known = queue.find_events((a.event_id for a in arrivals if a.event_id), _fingerprint_of)
         rows: list[NewRow] = []
@@ -103,26 +135,33 @@ class Store:
         duplicates = 0
         for arrival in arrivals:
             own_id = arrival.event_id
-            if arrival.dup and self._was_stored(queue, epoch, arrival):
+            if arrival.dup and (stored := self._stored_before(queue, epoch, arrival)):
                 duplicates += 1
+                if arrival.request:
+                    asked.append(_Asked(arrival.request, event_id(stored.data), None, stored.row_id))
                 continue
             if own_id is not None:
                 fingerprint = _fingerprint(arrival.middle, arrival.tail)
                 if own_id in known:
                     if known[own_id] == fingerprint:
                         duplicates += 1
+                        if arrival.request:
+                            asked.append(_Asked(arrival.request, own_id, None, None))
                         continue
                     conflicts.append((arrival.topic, own_id))
                     own_id = None
                 else:
                     known[own_id] = fingerprint
-            data = head(own_id or self._fresh_id(), arrival.middle, arrival.time) + arrival.tail
+            its_id = own_id or self._fresh_id()
+            data = head(its_id, arrival.middle, arrival.time) + arrival.tail
             packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None
             rows.append(NewRow(data, arrival.received_at, packet_id, own_id, arrival.expires_at))
+            if arrival.request:
+                asked.append(_Asked(arrival.request, its_id, rows[-1], None))
         return rows, duplicates, conflicts
 
-    def _was_stored(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> bool:
-        """Tell whether a redelivery is of a row we have, whose confirmation was lost.
+    def _stored_before(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> Row | None:
+        """Return the row that a redelivery is of, if we have it and only its confirmation was lost.
 
         The broker sends an unconfirmed publish again under its old packet id, so the candidate is the newest row
         that came with this packet id in this session, among the last `window` rows; it must have the same topic and
@@ -133,7 +172,9 @@ class Store:
             self._by_packet_id = queue.arrivals(self._window, int(queue.note(_SESSION_NOTE) or 0))
         row_id = self._by_packet_id.get(arrival.packet_id)
         stored = queue.stored_event(row_id) if row_id is not None else None
-        return stored is not None and _fingerprint_of(stored) == _fingerprint(arrival.middle, arrival.tail)
+        if row_id is None or stored is None or _fingerprint_of(stored) != _fingerprint(arrival.middle, arrival.tail):
+            return None
+        return Row(row_id, stored)
 
     # --- bounds ------------------------------------------------------------------------------------------------
 

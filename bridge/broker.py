@@ -192,6 +192,14 @@ class Broker:
         self._client.loop_write()
         return True
 
+    def send(self, packets: bytes) -> bool:
+        """Write whole packets in one piece; False if there is no connection, or it is backed up."""
+        if not self._fast or not self.connected or len(self._client._out_packet) > _UNSENT_PACKETS_MAX:  # noqa: SLF001
+            return False
+        self._client._packet_queue(paho.PUBACK, packets, 0, 0)  # noqa: SLF001 - see lane_fits()
+        self._client.loop_write()
+        return True
+
     def pause_reading(self) -> None:
         """Leave what arrives in the kernel's buffers, so that the broker is held back by TCP itself."""
         if not self._reading_paused:
@@ -617,11 +625,6 @@ class Producer(Broker):
         self.window, self.packet_bytes_max = _PACKET_IDS, _PACKET_BYTES_MAX
         self._confirmed = confirmed
         self._confirmations: list[tuple[int, int]] = []
-
-    def send(self, packets: bytes) -> None:
-        """Write whole packets, now or as soon as the socket takes them."""
-        self._client._packet_queue(paho.PUBACK, packets, 0, 0)  # noqa: SLF001 - see lane_fits()
-        self._client.loop_write()
 
     def _on_connect(self, client: Any, user: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         self.window = getattr(properties, "ReceiveMaximum", _PACKET_IDS)

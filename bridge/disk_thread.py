@@ -18,7 +18,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from bridge.disk_queue import DiskQueue
+from bridge.disk_queue import DiskQueue, Receipt
 from bridge.errors import BridgeError, DiskFailedError, DiskFullError, PassingError, QueueDamagedError
 from bridge.liveness import IDLE
 from bridge.loss import Loss
@@ -40,7 +40,8 @@ class _Job(NamedTuple):
 class DiskThread:
     """The disk queue's async face. Make it on the event loop that awaits it; `close()` ends thread and file.
 
-    `on_losses` is told on the loop what each transaction wrote in the loss ledger, before its verbs are answered.
+    `on_losses` is told on the loop what each transaction wrote in the loss ledger, before its verbs are answered, and
+    `on_receipts` what can be told now that it is committed.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class DiskThread:
         keep_seconds: float,
         keep_messages: int,
         on_losses: Callable[[Sequence[Loss]], None] = lambda _: None,
+        on_receipts: Callable[[Sequence[Receipt]], None] = lambda _: None,
     ) -> None:
         self._queue = disk_queue
+        self._on_receipts = on_receipts
         self._on_losses = on_losses
         self._keep = keep_seconds, keep_messages
         self._loop = asyncio.get_running_loop()
@@ -166,8 +169,7 @@ class DiskThread:
             self._learn(error)
             self._answer([(job, None, error) for job in jobs])
         else:
-            if losses := self._queue.ledger.recent:
-                self._loop.call_soon_threadsafe(self._on_losses, losses)
+            self._tell()
             self._answer([(job, result, None) for job, result in zip(jobs, results, strict=True)])
 
     def _try_again(self, jobs: list[_Job], error: PassingError, *, relieved: bool) -> None:
@@ -202,6 +204,12 @@ class DiskThread:
         for _ in range(_TIDY_STEPS):
             if not disk_queue.tidy(*self._keep):
                 break
+
+    def _tell(self) -> None:
+        if losses := self._queue.ledger.recent:
+            self._loop.call_soon_threadsafe(self._on_losses, losses)
+        if receipts := self._queue.receipts.recent:
+            self._loop.call_soon_threadsafe(self._on_receipts, receipts)
 
     def _answer(self, answers: list[tuple[_Job, Any, BaseException | None]]) -> None:
         self._loop.call_soon_threadsafe(self._settle, answers)

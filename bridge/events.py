@@ -85,6 +85,22 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiptsGiven:
+    """Receipts were published; `unsent` others could not be, there was no connection: who asks again is answered."""
+
+    receipts: int
+    unsent: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A message asked for a receipt that will not be given; the message itself goes its way."""
+
+    topic: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """Messages were given up (at a bound, expired, by hand), after the loss ledger had them."""
 
@@ -220,6 +236,8 @@ Event = (
     | ConflictSeen
     | Withheld
     | Refused
+    | ReceiptsGiven
+    | RequestRefused
     | Dropped
     | DiskTroubled
     | DiskRecovered

@@ -26,6 +26,7 @@ from bridge.events import (
     DiskTroubled,
     Emit,
     Received,
+    RequestRefused,
     Stored,
     Withheld,
 )
@@ -33,6 +34,7 @@ from bridge.message import (
     CLOCK_SET_SINCE,
     ID_CHARACTERS_MAX,
     Publish,
+    Request,
     head_middle,
     parse_json,
     producer_id,
@@ -41,6 +43,7 @@ from bridge.message import (
     unset_time_text,
     uuid7,
 )
+from bridge.topics import RECEIPTS_TOPIC, name_fault
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ _REDELIVERY_ROWS = 32_768  # half the packet ids: Mosquitto 2.0.11 had five wind
 _RETRY_SECONDS = 0.5  # between tries to store a group that the disk or a bound refused
 _TOPICS_MAX = 4096  # topics whose encoded form is remembered ...
 _TOPIC_CHARACTERS_MAX = 1024  # ... if they are not longer than this
+_CORRELATION_BYTES_MAX = 1024  # of a request for a receipt
 
 T = TypeVar("T")
 
@@ -144,11 +148,12 @@ class Intake:
             return message
         payload = message.payload
         if len(payload) > self._settings.max_payload_bytes:
-            return TooLarge(message.topic, message.packet_id, len(payload))
+            return TooLarge(message.topic, message.packet_id, len(payload), self._request(message))
         is_json, value = parse_json(payload)
         what = tail(payload, is_json=is_json, content_type=message.content_type)
         user_id = message.user_id if len(message.user_id or "") <= ID_CHARACTERS_MAX else None
-        held_bytes = _held_bytes(what, message.topic)
+        request = message.request and self._request(message)
+        held_bytes = _held_bytes(what, message.topic, request)
         self._pending_bytes += held_bytes
         self._held_bytes += held_bytes
         return Arrival(
@@ -162,7 +167,25 @@ class Intake:
             message.dup,
             self._store.session,
             None if message.expiry_seconds is None else now + message.expiry_seconds,
+            request,
         )
+
+    def _request(self, message: Publish) -> Request | None:
+        """Return the request for a receipt if it is one that may be answered; others are counted and told of once."""
+        request = message.request
+        if request is None or not request.response_topic:
+            return None
+        fault = name_fault(request.response_topic)
+        if not fault and not request.response_topic.startswith(f"{RECEIPTS_TOPIC}/"):
+            fault = f"it is not under {RECEIPTS_TOPIC}/"
+        if not fault and len(request.correlation) > _CORRELATION_BYTES_MAX:
+            fault = f"the correlation data have more than {_CORRELATION_BYTES_MAX} bytes"
+        if not fault and len(request.response_topic) > _TOPIC_CHARACTERS_MAX:
+            fault = f"it has more than {_TOPIC_CHARACTERS_MAX} characters"
+        if fault:
+            self._emit(RequestRefused(message.topic, fault))
+            return None
+        return request
 
     def _middle(self, topic: str) -> bytes:
         middle = head_middle(self._source_name, topic)
@@ -257,8 +280,9 @@ class Intake:
                 self._emit(ConflictSeen(topic, event_id))
 
 
-def _held_bytes(tail: bytes, topic: str) -> int:
-    return len(tail) + 2 * len(topic)
+def _held_bytes(tail: bytes, topic: str, request: Request | None) -> int:
+    asked = len(request.response_topic) + len(request.correlation) if request else 0
+    return len(tail) + 2 * len(topic) + asked
 
 
 def _cut(group: Group, messages_max: int) -> list[Group]:
@@ -272,7 +296,9 @@ def _without_redelivery(group: Group) -> Group:
     """Return what is left of a group if all that the broker will send again is given up."""
     left = [item for item in group.items if not item.packet_id]
     return Group(
-        group.epoch, left, sum(_held_bytes(item.tail, item.topic) for item in left if isinstance(item, Arrival))
+        group.epoch,
+        left,
+        sum(_held_bytes(item.tail, item.topic, item.request) for item in left if isinstance(item, Arrival)),
     )
 
 

@@ -40,8 +40,10 @@ from bridge.events import (
     Moving,
     QueueCounted,
     QueueDamaged,
+    ReceiptsGiven,
     Received,
     Refused,
+    RequestRefused,
     RowsMissing,
     Salvaged,
     Salvaging,
@@ -130,7 +132,10 @@ class FaultLog:
                 yield Line(logging.INFO, "stopping in order", {})
             case QueueDamaged() | RowsMissing() | Salvaged():
                 yield from self._damage_lines(event)
-            case Received() | Stored() | Delivered() | Salvaging():
+            case RequestRefused(topic, reason):
+                what = f'a producer on "{topic}" asks for receipts that cannot be given: {reason}'
+                yield from self._once(what, subject=f"request {topic}")
+            case Received() | Stored() | Delivered() | Salvaging() | ReceiptsGiven():
                 return
             case _:
                 assert_never(event)

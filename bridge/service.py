@@ -28,7 +28,7 @@ from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.clock import this_boot
 from bridge.control import Control
-from bridge.disk_queue import DiskQueue, FolderLock, open_queue, requeue_dead
+from bridge.disk_queue import DiskQueue, FolderLock, Receipt, open_queue, requeue_dead
 from bridge.disk_thread import DiskThread
 from bridge.errors import (
     BridgeError,
@@ -49,6 +49,7 @@ from bridge.events import (
     Moving,
     QueueCounted,
     QueueDamaged,
+    ReceiptsGiven,
     RowsMissing,
     Stopping,
 )
@@ -58,11 +59,12 @@ from bridge.liveness import Pulse
 from bridge.log import EventLogger
 from bridge.loss import Loss, LossReason, events_of
 from bridge.loss_teller import LossTeller
-from bridge.message import CLOCK_SET_SINCE, adopt, redated, uuid7
+from bridge.message import CLOCK_SET_SINCE, Request, adopt, redated, uuid7
 from bridge.rescue import Rescue
-from bridge.status import Bounds, CloudState, Status, leaf_will, object_will
+from bridge.status import Bounds, CloudState, Status, leaf_will, object_will, timestamp
 from bridge.supervisor import Supervisor
 from bridge.uploader import Uploader
+from bridge.wire import publish, request_properties, string
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,6 +151,7 @@ class Service:
             keep_seconds=settings.queue.keep_delivered_seconds,
             keep_messages=settings.queue.keep_delivered_messages,
             on_losses=self._tell_losses,
+            on_receipts=self._tell_receipts,
         )
         stack.push_async_callback(asyncio.to_thread, self._disk.close)
         former = await self._disk.run(lambda queue: orjson.loads(queue.note(_FILTERS_NOTE) or "[]"))
@@ -418,6 +421,12 @@ class Service:
         for event in events_of(losses):
             self._emit(event)
 
+    def _tell_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Answer those who asked, all of one commit in one write."""
+        at = timestamp(time.time())
+        sent = self._broker.send(b"".join([_receipt_packet(receipt, at) for receipt in receipts]))
+        self._emit(ReceiptsGiven(len(receipts), 0) if sent else ReceiptsGiven(0, len(receipts)))
+
     def _on_status_link(self, event: Event) -> None:
         if isinstance(event, BrokerConnected):
             self._announcer.reconnected()
@@ -461,6 +470,13 @@ class Service:
             if name not in ("upload", "log") and getattr(settings, name) != getattr(self._settings, name)
         ]
         log.info("configuration reloaded%s", f"; only a restart changes {', '.join(fixed)}" if fixed else "")
+
+
+def _receipt_packet(receipt: Receipt, at: str) -> bytes:
+    """Return a receipt as its PUBLISH, at QoS 0: who misses it asks again."""
+    (response_topic, correlation, _), event_id, state, reason = receipt
+    payload = orjson.dumps({"id": event_id, "state": state, "at": at, "reason": reason})
+    return publish(string(response_topic.encode()), payload, request_properties(Request("", correlation)))
 
 
 async def _within(deadline: float, work: Awaitable[None]) -> None:

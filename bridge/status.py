@@ -36,8 +36,10 @@ from bridge.events import (
     Moving,
     QueueCounted,
     QueueDamaged,
+    ReceiptsGiven,
     Received,
     Refused,
+    RequestRefused,
     RowsMissing,
     Salvaged,
     Salvaging,
@@ -155,6 +157,15 @@ class Messages:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipts:
+    """Receipts that producers asked for, since the process started; `refused`: requests that may not be answered."""
+
+    given: int = 0
+    unsent: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Moving averages of one counter, in messages a second, over `LOAD_WINDOWS`; `counted` is where it stood."""
 
@@ -185,6 +196,7 @@ class Status:
     cloud: Cloud = Cloud()
     queue: QueueCounted = field(default_factory=lambda: QueueCounted(0, 0, 0, 0, 0, 0, 0, None))
     messages: Messages = Messages()
+    receipts: Receipts = Receipts()
     received_load: Load = Load()
     delivered_load: Load = Load()
 
@@ -236,6 +248,13 @@ class Status:
                 return replace(self, broker=replace(self.broker, stale_confirms=stale_confirms))
             case Refused(messages=refused):
                 return self._count(refused=refused)
+            case ReceiptsGiven(receipts=given, unsent=unsent):
+                before = self.receipts
+                return replace(
+                    self, receipts=replace(before, given=before.given + given, unsent=before.unsent + unsent)
+                )
+            case RequestRefused():
+                return replace(self, receipts=replace(self.receipts, refused=self.receipts.refused + 1))
             case ConflictSeen():
                 return self  # counted by Stored; this one is for the log
             case QueueCounted():
@@ -359,6 +378,7 @@ def tree(status: Status, now: Now) -> Tree:
         "cloud": _cloud_tree(status.cloud, now),
         "queue": _queue_tree(status),
         "messages": {name: getattr(status.messages, name) for name in Messages.__slots__},
+        "receipts": {name: getattr(status.receipts, name) for name in Receipts.__slots__},
         "load": {"received": _load_tree(status.received_load), "delivered": _load_tree(status.delivered_load)},
     }
 

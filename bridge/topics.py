@@ -11,6 +11,7 @@ import re
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 TOPIC_BYTES_MAX = 65535  # a UTF-8 string of MQTT carries its length in two bytes
+RECEIPTS_TOPIC = "edge/buffer/receipts"  # the only branch that receipts go to
 _SHARE_PARTS = 3  # $share, the group, the filter
 
 

@@ -30,6 +30,7 @@ class TooLarge(NamedTuple):
     topic: str
     packet_id: int
     payload_bytes: int
+    request: Request | None = None  # known only if the packet came whole
 
 
 Item = Publish | TooLarge | bytes  # bytes: one whole packet of another kind

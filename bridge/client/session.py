@@ -36,7 +36,7 @@ from bridge.client.payload import encode, own_id, trace_context
 from bridge.client.room import Room
 from bridge.environment import Tls, broker_address, environment_device_id
 from bridge.message import ID_CHARACTERS_MAX, Publish, uuid7
-from bridge.topics import name_fault
+from bridge.topics import RECEIPTS_TOPIC, name_fault
 from bridge.wire import TooLarge, string, user_properties
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 Until = Literal["accepted", "sent", "stored", "delivered"]
 
-RECEIPTS_TOPIC = "edge/buffer/receipts"
 _NO_SUBSCRIBERS, _FAILURE = 0x10, 0x80  # reason codes of a PUBACK (MQTT 5, section 3.4.2.1)
 _WATCH_SECONDS = 0.5
 _TOPICS_MAX = 1024  # topics whose encoded form is remembered

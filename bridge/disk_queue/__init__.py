@@ -27,6 +27,7 @@ The format, whole
                         bounded: the oldest entries go
     edge_loss_total     for each reason how many messages were ever lost (what was trimmed stays counted),
                         and of how many the cloud was told
+    edge_receipt        who wants to hear how a row ends: response topic, correlation data, the message's id
     edge_note           what a later start must know (key, value); `clock_unset_from_row`: from there on rows may have
                         come before the clock was set, and wait for their right time
 
@@ -56,6 +57,7 @@ from bridge.disk_queue.file import FILE_NAME, Durability
 from bridge.disk_queue.ledger import Entry, Untold
 from bridge.disk_queue.lock import SOCKET_NAME, FolderLock
 from bridge.disk_queue.queue import DiskQueue
+from bridge.disk_queue.receipts import Receipt, ReceiptState
 from bridge.disk_queue.repair import Verification, open_queue, repair, verify
 from bridge.disk_queue.rows import Counts, NewRow
 from bridge.disk_queue.salvage import Salvager
@@ -73,6 +75,8 @@ __all__ = [
     "FolderLock",
     "NewRow",
     "Page",
+    "Receipt",
+    "ReceiptState",
     "Report",
     "Request",
     "Salvager",

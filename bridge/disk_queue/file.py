@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS edge_loss (loss_id INTEGER PRIMARY KEY AUTOINCREMENT,
     first_at FLOAT, last_at FLOAT);
 CREATE TABLE IF NOT EXISTS edge_loss_total (reason TEXT PRIMARY KEY, messages INTEGER NOT NULL,
     told INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS edge_receipt (row_id INTEGER, response_topic TEXT NOT NULL, correlation BLOB NOT NULL,
+    event_id TEXT NOT NULL, PRIMARY KEY (row_id, response_topic, correlation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS edge_note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 ADDED_COLUMNS = {

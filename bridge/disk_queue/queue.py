@@ -33,6 +33,7 @@ from bridge.disk_queue.file import (
 )
 from bridge.disk_queue.ledger import Entry, Ledger, entries_max
 from bridge.disk_queue.mark import Mark, MarkFile, read_mark
+from bridge.disk_queue.receipts import Receipts, ReceiptState
 from bridge.disk_queue.reserve import Reserve
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, SavedRow, Span, State, merged, runs
 from bridge.disk_queue.selection import Listed, Selection, page
@@ -109,6 +110,7 @@ class DiskQueue(SQLiteAckQueue):
             super().__init__(str(self.folder), multithreading=False, auto_resume=False, serializer=serializer)
             self.ledger = Ledger(self._conn, entries_max(max_bytes))
             self._prepare()
+            self.receipts = Receipts(self._conn)
 
     # --- opening -----------------------------------------------------------------------------------------------
 
@@ -203,7 +205,7 @@ class DiskQueue(SQLiteAckQueue):
         """Run the verbs inside as one transaction with one sync; on any error nothing of it happened."""
         before = self._state
         self._changed = False
-        self.ledger.recent = []
+        self.ledger.recent, self.receipts.recent = [], []
         try:
             with mapped(self.folder):
                 self._conn.execute("BEGIN")
@@ -437,6 +439,7 @@ class DiskQueue(SQLiteAckQueue):
 
         On a full disk they are deleted at once: that frees pages, while marking them makes the database grow.
         """
+        self.receipts.settle(row_ids, ReceiptState.DELIVERED)
         if self._reserve.spent:
             self._settle(row_ids, "DELETE FROM ack_queue_default")
             self._delete(row_ids)  # and why they once were dead, if somebody requeued them
@@ -461,6 +464,7 @@ class DiskQueue(SQLiteAckQueue):
         for detail in dict.fromkeys(details.values()):
             row_ids = [i for i, its_detail in details.items() if its_detail == detail and i not in told_rows]
             self._lose(LossReason.DEAD, row_ids, detail)
+            self.receipts.settle(row_ids, ReceiptState.DEAD, detail)
         self._become(waiting=self._state.waiting - len(dead), dead=self._state.dead + len(dead))
         self.remove_oldest_dead(self._state.dead - _DEAD_MAX)
 
@@ -538,6 +542,7 @@ class DiskQueue(SQLiteAckQueue):
         """Delete waiting rows, after the ledger has them."""
         self._lose(reason, row_ids)
         self._delete(row_ids)
+        self.receipts.settle(row_ids, ReceiptState.DROPPED, reason.words)
         if row_ids:
             self._become(waiting=self._state.waiting - len(row_ids))
 
@@ -729,6 +734,20 @@ class DiskQueue(SQLiteAckQueue):
             )
             found.update((own_id, view(data)) for own_id, data in rows)
         return found
+
+    def find_row(self, own_id: str) -> int | None:
+        """Return the row that carries this producer's id; dead ones do not count."""
+        row = self._conn.execute(
+            "SELECT _id FROM ack_queue_default INDEXED BY edge_event"
+            " WHERE event_id = ? AND event_id IS NOT NULL AND status <> 9 ORDER BY _id DESC LIMIT 1",
+            (own_id,),
+        ).fetchone()
+        return row[0] if row else None
+
+    def is_delivered(self, row_id: int) -> bool:
+        """Tell whether this row is delivered and kept."""
+        row = self._conn.execute("SELECT status FROM ack_queue_default WHERE _id = ?", (row_id,)).fetchone()
+        return row is not None and row[0] == DELIVERED
 
     def arrivals(self, rows_max: int, after_id: int) -> dict[int, int]:
         """Return packet id → row id of the last rows stored (the newest wins), at most so many, after that row."""

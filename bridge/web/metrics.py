@@ -62,6 +62,11 @@ def _rows(status_tree: Tree) -> Iterator[Sample]:
         yield {"state": name}, leaf_at(status_tree, "queue", name)
 
 
+def _receipts(status_tree: Tree) -> Iterator[Sample]:
+    for name in ("given", "unsent", "refused"):
+        yield {"outcome": name}, leaf_at(status_tree, "receipts", name)
+
+
 def _latency(status_tree: Tree) -> Iterator[Sample]:
     for name, quantile in (("p50", "0.5"), ("p99", "0.99")):
         milliseconds = leaf_at(status_tree, "cloud", "latency_ms", name)
@@ -124,6 +129,7 @@ METRICS = (
     _counter("dropped", "Messages given up: at a bound of the queue, expired, or discarded by hand."),
     _counter("refused", "Messages not taken, such as oversize ones."),
     _counter("salvaged", "Messages brought back from a damaged file."),
+    Metric("edge_bridge_receipts_total", "counter", "Receipts for producers by what became of them.", _receipts),
     _gauge("load_received_messages_per_second", "Moving average, as $SYS/broker/load.", _load("received")),
     _gauge("load_delivered_messages_per_second", "Moving average, as $SYS/broker/load.", _load("delivered")),
 )
