@@ -45,6 +45,11 @@ class Room:
         self.size_bytes -= size_bytes
         self._admit()
 
+    def reset(self) -> None:
+        """Count anew: nothing is held any more."""
+        self.messages = self.size_bytes = 0
+        self._admit()
+
     def close(self) -> None:
         """Let all who wait go, without a place."""
         self._is_closed = True

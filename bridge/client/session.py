@@ -41,6 +41,7 @@ from bridge.wire import TooLarge, string, user_properties
 
 if TYPE_CHECKING:
     from bridge.broker import Producer
+    from bridge.client.spool import Spool
     from bridge.events import Event
 
 Until = Literal["accepted", "sent", "stored", "delivered"]
@@ -63,6 +64,8 @@ class ClientOptions(TypedDict, total=False):
     username: str | None
     password: str | None
     tls: Tls | str | Path | bool | None
+    spool: str | Path | None
+    spool_bytes_max: int
     client_id: str | None
     window: int
     messages_max: int
@@ -79,6 +82,8 @@ class PredictionClient:
     What is not given comes from the environment (`BRIDGE_MQTT__HOST`, …, `BRIDGE_DEVICE_ID`), else from the default:
     a broker on 127.0.0.1:1883. Messages go to `<topic>/<device_id>`. At most `messages_max` messages or `bytes_max`
     bytes of payload are held; at the bound `publish` waits or, with `when_full="raise"`, raises BacklogFullError.
+    With `spool`, a folder, every message is on this machine's disk before it is accepted, up to `spool_bytes_max`, and
+    stays there until the bridge has it on its own.
     Opening needs no broker: it is connected to, and connected to again, in the background.
     """
 
@@ -92,6 +97,8 @@ class PredictionClient:
         username: str | None = None,
         password: str | None = None,
         tls: Tls | str | Path | bool | None = None,
+        spool: str | Path | None = None,
+        spool_bytes_max: int = 1 << 30,
         client_id: str | None = None,
         window: int = 1000,
         messages_max: int = 10_000,
@@ -118,6 +125,13 @@ class PredictionClient:
         self._ids = secrets.randbits(74)
         self._topics: dict[str, bytes] = {}
         self._room = Room(messages_max, bytes_max)
+        self._messages_max = messages_max
+        self._device_id = device_id
+        self._spool_folder = None if spool is None else Path(spool)
+        self._spool_bytes_max = spool_bytes_max
+        self._spool: Spool | None = None
+        self._may_feed = asyncio.Event()
+        self._stored_rows: list[int] = []
         self._link: Producer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._is_pumping = self._is_ready = self._is_open = self._warned_of_no_subscriber = False
@@ -200,7 +214,7 @@ class PredictionClient:
     @property
     def held_messages(self) -> int:
         """How many accepted messages have not come as far as was asked."""
-        return len(self._outbox)
+        return self._spool.waiting if self._spool else len(self._outbox)
 
     # --- opening and closing -----------------------------------------------------------------------------------
 
@@ -209,6 +223,11 @@ class PredictionClient:
 
         if self._is_open or self._tasks:
             raise ClosedError("this client was opened before", "make a new PredictionClient")
+        if self._spool_folder:
+            from bridge.client.spool import Spool
+
+            self._spool = Spool(self._spool_folder, f"edge/{self._device_id}", self._spool_bytes_max)
+            self._note_idle()
         self._link = Producer(
             self.address,
             client_id=self._client_id,
@@ -222,6 +241,9 @@ class PredictionClient:
         self._tasks = [asyncio.create_task(self._link.run(), name="prediction client")]
         self._tasks[0].add_done_callback(self._on_link_ended)
         self._tasks.append(asyncio.create_task(self._watch(), name="prediction client's watch"))
+        if self._spool:
+            self._tasks.append(asyncio.create_task(self._feed(self._spool), name="prediction client's spool"))
+            self._tasks.append(asyncio.create_task(self._spool.housekeep(), name="prediction client's housekeeping"))
         return self
 
     async def __aexit__(
@@ -237,21 +259,27 @@ class PredictionClient:
     async def close(self) -> None:
         """Accept nothing more, wait `close_timeout_seconds` for what is held, and disconnect.
 
-        Raises UnsentError if messages are left that the broker never had.
+        Raises UnsentError if messages are left that the broker never had; with a spool they wait there instead.
         """
         if not self._is_open:
             return
         self._is_open = False
         self._room.close()
+        if self._spool:
+            self._spool.room.close()
         try:
-            await self.flush(self._close_timeout_seconds)
+            await self.flush(self._close_timeout_seconds if self.connected or not self._spool else 0.0)
         except TimeoutError:
             pass
         finally:
             unsent = [outgoing.message_id for outgoing in self._outbox.held() if outgoing.reached < Stage.SENT]
             self._outbox.end_all(lambda outgoing: self._not_yet(outgoing, "before the client was closed"))
             await self._disconnect()
-        if unsent:
+            if self._spool:
+                await self._spool.close()
+                for outgoing in self._spool.not_taken():
+                    outgoing.tell(self._not_yet(outgoing, "before the client was closed"))
+        if unsent and not self._spool:
             raise UnsentError(
                 f"closed with {len(unsent)} messages that never reached the broker at {self.address}: {self._error}",
                 "a longer close_timeout_seconds would have waited longer",
@@ -278,7 +306,9 @@ class PredictionClient:
         own = found or self._fresh_id()
         properties = user_properties({"id": own, **trace_context()})
         where = self._topics.get(topic or self.topic) or self._topic_bytes(topic or self.topic)
-        return Outgoing(own, where, encoded, properties, stage, max(stage, Stage.SENT))
+        return Outgoing(
+            own, where, encoded, properties, stage, max(stage, Stage.STORED if self._spool_folder else Stage.SENT)
+        )
 
     def _encoded(self, payload: Any) -> bytes:
         try:
@@ -310,24 +340,88 @@ class PredictionClient:
     async def _accept(self, outgoing: Outgoing) -> asyncio.Future[Receipt]:
         """Wait for room, then hold the message; the future is for what its caller waits for."""
         self._check_open()
-        size_bytes = len(outgoing.payload)
-        if not self._room.take(size_bytes):
-            if self._when_full == "raise":
-                raise BacklogFullError(
-                    f"{self._room.messages} messages with {self._room.size_bytes} bytes wait already: {self._error}",
-                    "messages_max and bytes_max are the bounds",
-                )
-            await self._room.wait(size_bytes)
-            self._check_open()
+        await self._enter(self._room, outgoing)
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        if outgoing.until == Stage.ACCEPTED:
+        if outgoing.until == Stage.ACCEPTED and not self._spool:
             answer.set_result(Receipt(outgoing.message_id, State.ACCEPTED))
-        else:
+        elif outgoing.until > Stage.ACCEPTED:
             outgoing.done = _teller(answer)
-        self._outbox.add(outgoing)
         self._idle.clear()
-        self._pump_soon()
+        if self._spool:
+            await self._spool_first(self._spool, outgoing, answer)
+        else:
+            self._outbox.add(outgoing)
+            self._pump_soon()
         return answer
+
+    async def _enter(self, room: Room, outgoing: Outgoing) -> None:
+        size_bytes = len(outgoing.payload)
+        if room.take(size_bytes):
+            return
+        if self._when_full == "raise":
+            raise BacklogFullError(
+                f"{room.messages} messages with {room.size_bytes} bytes wait already: {self._error}",
+                "messages_max, bytes_max and spool_bytes_max are the bounds",
+            )
+        await room.wait(size_bytes)
+        self._check_open()
+
+    # --- the spool ---------------------------------------------------------------------------------------------
+
+    async def _spool_first(self, spool: Spool, outgoing: Outgoing, answer: asyncio.Future[Receipt]) -> None:
+        size_bytes = len(outgoing.payload)
+        try:
+            await self._enter(spool.room, outgoing)
+        except BaseException:
+            self._room.give(size_bytes)
+            raise
+
+        def committed(put: asyncio.Future[int]) -> None:
+            self._room.give(size_bytes)
+            if error := put.exception():
+                spool.room.give(size_bytes)
+                outgoing.done = None
+                if not answer.done():
+                    answer.set_exception(error)
+                self._note_idle()
+                return
+            spool.accepted(outgoing, put.result())
+            if outgoing.until == Stage.ACCEPTED and not answer.done():
+                answer.set_result(Receipt(outgoing.message_id, State.ACCEPTED))
+
+        spool.put(outgoing, outgoing.topic[2:].decode()).add_done_callback(committed)
+
+    async def _feed(self, spool: Spool) -> None:
+        """Keep the outbox full from the spool, in order."""
+        while True:
+            self._may_feed.clear()
+            if (room := self._messages_max - len(self._outbox)) <= 0:
+                await self._may_feed.wait()
+                continue
+            for outgoing in await spool.take(min(room, self._window)):
+                self._outbox.add(outgoing)
+            self._pump_soon()
+
+    def _leave_spool(self, spool: Spool, outgoing: Outgoing, error: Exception | None) -> None:
+        if isinstance(error, NotYetError):
+            return  # it stays there for the next start
+        if error:
+            spool.bury(outgoing.row_id, str(error)).add_done_callback(_noted)
+            return
+        if not self._stored_rows:
+            asyncio.get_running_loop().call_soon(self._settle_stored, spool)
+        self._stored_rows.append(outgoing.row_id)
+
+    def _settle_stored(self, spool: Spool) -> None:
+        stored, self._stored_rows = self._stored_rows, []
+        spool.settle(stored).add_done_callback(_noted)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self.held_messages:
+            self._idle.clear()
+        else:
+            self._idle.set()
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -414,9 +508,12 @@ class PredictionClient:
         elif error:
             self._unheard.append(error)
             log.warning("message %s, for which nobody waits: %s", outgoing.message_id, error)
-        if not len(self._outbox):
-            self._idle.set()
-        self._room.give(len(outgoing.payload))
+        if self._spool:
+            self._leave_spool(self._spool, outgoing, error)
+            self._may_feed.set()
+        else:
+            self._room.give(len(outgoing.payload))
+        self._note_idle()
 
     async def _watch(self) -> None:
         """Ask again for receipts that do not come: they are QoS 0, and the bridge may have died before its answer."""
@@ -427,7 +524,7 @@ class PredictionClient:
 
     def _not_yet(self, outgoing: Outgoing, when: str) -> NotYetError:
         wanted = outgoing.until.name.lower()
-        if not outgoing.number:
+        if not outgoing.number and not outgoing.row_id:
             return NotYetError(f"not accepted {when}: {self._error}", "it is not held", outgoing.message_id, None)
         known = outgoing.reached.name.lower()
         return NotYetError(
@@ -449,6 +546,12 @@ def _teller(answer: asyncio.Future[Receipt]) -> Callable[[Receipt | Exception], 
             answer.set_result(outcome)
 
     return tell
+
+
+def _noted(writing: asyncio.Future[None]) -> None:
+    """Say what the spool could not write; its row goes out again at the next start, and the bridge knows its id."""
+    if not writing.cancelled() and (error := writing.exception()):
+        log.error("the spool: %s", error)
 
 
 def _legal(topic: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from bridge.client import (
     UsageError,
 )
 from bridge.environment import broker_address
+from bridge.errors import QueueInUseError
 from bridge.message import Publish
 from bridge.wire import TooLarge
 from tests.harness import eventually
@@ -226,6 +227,50 @@ def test_importing_the_client_loads_nothing_of_the_server() -> None:
     program = "import sys, bridge.client, bridge.broker; print(*(name for name in sys.argv[1:] if name in sys.modules))"
     found = subprocess.run([sys.executable, "-c", program, *LIGHT], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+async def test_a_spool_keeps_what_was_accepted_in_order_across_clients(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    mosquitto.stop()
+    async with client(mosquitto.port, spool=tmp_path / "spool") as predictions:
+        for frame in range(50):
+            await predictions.publish({"frame": frame}, until="accepted")
+        with pytest.raises(NotYetError) as raised:
+            await predictions.publish({"frame": 50}, timeout=0.3)
+        assert raised.value.reached == Stage.ACCEPTED
+        assert predictions.held_messages == 51
+    mosquitto.start()
+    async with listening(mosquitto.port) as arrived, client(mosquitto.port, spool=tmp_path / "spool") as predictions:
+        assert predictions.held_messages == 51
+        await predictions.publish({"frame": 51})
+        await eventually(lambda: len(arrived) >= 52, 20)
+    assert [orjson.loads(publish.payload)["frame"] for publish in arrived][:52] == list(range(52))
+    assert all(publish.user_id and publish.request for publish in arrived)
+
+
+async def test_who_closes_while_others_wait_lets_them_hear(free_port: int, tmp_path: Path) -> None:
+    for spool in (None, tmp_path / "spool"):
+        predictions = client(free_port, spool=spool, close_timeout_seconds=0.1, messages_max=1)
+        await predictions.__aenter__()
+        waiting = [asyncio.create_task(predictions.publish(number)) for number in range(3)]
+        await eventually(lambda: predictions.held_messages)  # noqa: B023 - called at once
+        with suppress(UnsentError):
+            await predictions.close()
+        async with asyncio.timeout(5):
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(outcome, NotYetError | ClosedError) for outcome in outcomes), outcomes
+
+
+async def test_two_clients_on_one_spool_are_refused(free_port: int, tmp_path: Path) -> None:
+    async with client(free_port, spool=tmp_path / "spool"):
+        with pytest.raises(QueueInUseError):
+            await client(free_port, spool=tmp_path / "spool").__aenter__()
+
+
+async def test_a_full_spool_raises_if_asked_to(free_port: int, tmp_path: Path) -> None:
+    options = {"spool": tmp_path / "spool", "spool_bytes_max": 100_000, "when_full": "raise"}
+    async with client(free_port, **options) as predictions:
+        with pytest.raises(BacklogFullError):
+            await predictions.publish_many(["x" * 1000] * 200, until="accepted")
 
 
 async def test_closing_twice_is_fine(free_port: int) -> None:
