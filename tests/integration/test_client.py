@@ -229,6 +229,25 @@ def test_importing_the_client_loads_nothing_of_the_server() -> None:
     assert found.stdout.split() == []
 
 
+async def test_with_paho_and_orjson_alone_it_connects_and_publishes(mosquitto: Mosquitto) -> None:
+    program = """
+import sys
+allowed = {"paho", "orjson", "bridge"} | sys.stdlib_module_names
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{name} is hidden")
+sys.meta_path.insert(0, Hidden())
+from bridge.client import PredictionClient
+with PredictionClient.blocking(device_id="press-4", port=int(sys.argv[1])) as predictions:
+    print(predictions.publish({"label": "crack"}, timeout=20).state)
+"""
+    arguments = [sys.executable, "-c", program, str(mosquitto.port)]
+    child = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
+    output, _ = await child.communicate()
+    assert output.split() == [b"sent"]
+
+
 async def test_a_spool_keeps_what_was_accepted_in_order_across_clients(mosquitto: Mosquitto, tmp_path: Path) -> None:
     mosquitto.stop()
     async with client(mosquitto.port, spool=tmp_path / "spool") as predictions:
