@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
@@ -23,6 +22,7 @@ import orjson
 
 from bridge.errors import FaultError
 from bridge.log import printable
+from bridge.monitor import RETRY_SECONDS, Source, first, flatten, parse
 from bridge.status import NEARLY_FULL, Leaf, State, Tree
 
 if TYPE_CHECKING:
@@ -32,12 +32,9 @@ if TYPE_CHECKING:
 
     from bridge.config import MqttSettings
 
-ANSWER_SECONDS = 3.0  # a broker sends what is retained right after the SUBACK
-RETRY_SECONDS = 2.0
 STALE_SECONDS = 30.0  # six intervals as shipped
 BAR_COLUMNS = 24
 
-Source = Callable[[], AsyncGenerator[bytes, None]]
 Leaves = dict[str, Leaf]
 
 MARKS = {State.ONLINE: ("●", "bold green"), State.DEGRADED: ("▲", "bold yellow"), State.OFFLINE: ("■", "bold red")}
@@ -83,7 +80,7 @@ def broker_name(mqtt: MqttSettings) -> str:
 
 async def show_once(source: Source, where: str, *, as_json: bool) -> int:
     """Print the retained status object; the exit status says whether the bridge is online."""
-    payload = await _first(source)
+    payload = await first(source)
     if not payload:
         raise FaultError(
             f"no status is retained on {where}",
@@ -114,28 +111,6 @@ async def follow(source: Source, where: str, *, as_json: bool) -> None:
                     raise
                 screen.lost(error.message)
             await asyncio.sleep(RETRY_SECONDS)
-
-
-def parse(payload: bytes, where: str) -> Tree:
-    """Return the status object; FaultError if somebody else's message is retained there."""
-    try:
-        status_tree = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        status_tree = None
-    if not isinstance(status_tree, dict) or not isinstance(status_tree.get("state"), str):
-        raise FaultError(
-            f"what is retained on {where} is not a bridge's status", "does another program use this topic?"
-        )
-    return status_tree
-
-
-async def _first(source: Source) -> bytes | None:
-    async with aclosing(source()) as publications:
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await anext(publications, None)
-        except TimeoutError:
-            return None
 
 
 def _print_json(status_tree: Tree) -> None:
@@ -360,17 +335,6 @@ def _facts(*facts: str | tuple[str, str] | None) -> Text:
 
 
 # ---- leaves and words ----
-
-
-def flatten(branch: Tree, prefix: str = "") -> list[tuple[str, Leaf]]:
-    """Return every leaf with its path, as in `queue/ready`; texts lose whatever could steer a terminal."""
-    leaves: list[tuple[str, Leaf]] = []
-    for name, value in branch.items():
-        if isinstance(value, dict):
-            leaves += flatten(value, f"{prefix}{name}/")
-        else:
-            leaves.append((f"{prefix}{name}", printable(value) if isinstance(value, str) else value))
-    return leaves
 
 
 def count(number: float | None) -> str:

@@ -34,7 +34,7 @@ LAYERS = (
     {"loss", "config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log", "liveness"},
     EDGES,
     {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "rescue", "announcer"},
-    {"service", "client"},  # two programs' tops: the bridge's, and the producer's library
+    {"service", "client", "monitor"},  # tops: the bridge's, the producer's, the observer's
     {"demo", "bench"},
     {"cli"},
     {"__main__"},

@@ -12,8 +12,9 @@ import orjson
 import pytest
 from rich.console import Console
 
+from bridge import monitor
 from bridge.cli import status as command
-from bridge.cli.status import count, follow, parse, show_once, size, span, view
+from bridge.cli.status import count, follow, show_once, size, span, view
 from bridge.config import Loaded, MqttSettings, Settings
 from bridge.errors import FaultError
 from bridge.events import (
@@ -29,6 +30,7 @@ from bridge.events import (
     Stopping,
     Stored,
 )
+from bridge.monitor import parse
 from bridge.status import Now, Status, Tree, object_will, tree
 
 WHERE = "edge/buffer/status at broker.example:1883"
@@ -104,7 +106,7 @@ async def test_the_will_is_shown_too_and_is_not_online(capsys: pytest.CaptureFix
 
 
 async def test_nothing_retained_is_said_with_the_broker_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(monitor, "ANSWER_SECONDS", 0.01)
     publications = Publications([])
     with pytest.raises(FaultError, match=f"no status is retained on {WHERE}") as caught:
         await show_once(publications, WHERE, as_json=False)
