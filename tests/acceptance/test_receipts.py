@@ -119,7 +119,7 @@ def ask_quickly(stage: Stage, response_topic: str) -> None:
 
 
 async def test_receipts_at_500_messages_a_second_come_soon(stage: Stage) -> None:
-    """The aim is a p99 below 30 ms; a shared machine gets ten times that before the test complains."""
+    """The aim is a p99 below 30 ms; with Nagle on the sockets half of them took 26 ms."""
     stage.launch()
     latencies: list[float] = []
 
@@ -135,4 +135,4 @@ async def test_receipts_at_500_messages_a_second_come_soon(stage: Stage) -> None
             await asyncio.sleep(0.002)
     latencies.sort()
     print(f"p50 {latencies[500] * 1000:.1f} ms, p99 {latencies[990] * 1000:.1f} ms")  # noqa: T201
-    assert latencies[990] < 0.3
+    assert latencies[900] < 0.03  # a tenth may meet whoever else uses this machine
