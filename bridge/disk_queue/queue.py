@@ -110,7 +110,6 @@ class DiskQueue(SQLiteAckQueue):
             super().__init__(str(self.folder), multithreading=False, auto_resume=False, serializer=serializer)
             self.ledger = Ledger(self._conn, entries_max(max_bytes))
             self._prepare()
-            self.receipts = Receipts(self._conn)
 
     # --- opening -----------------------------------------------------------------------------------------------
 
@@ -133,6 +132,7 @@ class DiskQueue(SQLiteAckQueue):
         known = {row[1] for row in self._conn.execute("PRAGMA table_info(ack_queue_default)")}
         if self._conn.execute("PRAGMA user_version").fetchone()[0] < FORMAT_VERSION or not known >= set(ADDED_COLUMNS):
             self._migrate(known)
+        self.receipts = Receipts(self._conn)
         self._state = replace(self._load_state(), newest=self.newest_id())
         mark = read_mark(self.folder / FILE_NAME)
         if mark and mark.newest > self._state.newest:

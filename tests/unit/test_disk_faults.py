@@ -28,6 +28,7 @@ ACTIONS = {
     "ANALYZE",
     "ATTACH",
     "CREATE",
+    "DBCONFIG",
     "DELETE",
     "DENY",
     "DETACH",
