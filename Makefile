@@ -4,6 +4,7 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+WORKERS ?= 4
 export VENV PYTHON
 
 BIN := $(VENV)/bin
@@ -22,9 +23,9 @@ setup: ## .venv with the locked dependencies, and Mosquitto where it is missing
 demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 	@$(BIN)/edge-bridge demo $(ARGS)
 
-# Two workers: the tests mostly wait. Each file stays with one worker, so nothing within it runs side by side.
+# Four workers: the tests mostly wait. Each file stays with one worker, so nothing within it runs side by side.
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # docker-compose.yml for real: built, broken, counted. Needs a Docker engine.
 test-containers: setup

@@ -96,7 +96,7 @@ def test_interrupted_it_leaves_no_process_and_no_file(tmp_path: Path, number: si
             wait_until(lambda: any("bridge\0run" in line for line in processes_in(tmp_path)), 60, "the bridge runs")
         finally:
             process.send_signal(number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == exit_status
     assert processes_in(tmp_path) == []
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def numbered(number: int) -> tuple[str, bytes]:
 
 def test_the_clock_jumps_in_mid_run(stage: CloudStage, mosquitto: Mosquitto, clock: Clock) -> None:
     with LedgerPublisher(mosquitto.port, TOPIC, numbered, messages_per_second=200) as publisher:
-        this_year = wait_until(lambda: year_of_newest(stage), what="the first event")
+        this_year = wait_until(lambda: year_of_newest(stage), timeout_seconds=STALL_SECONDS, what="the first event")
         for jump in JUMPS:
             stage.cloud.script(answer(503), answer(500))  # so that a backoff is under way at the jump
             clock.shift(jump)
