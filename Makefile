@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 2
 export VENV PYTHON
 
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ setup: ## .venv with the locked dependencies, and Mosquitto where it is missing
 demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 	@$(BIN)/edge-bridge demo $(ARGS)
 
-# Four workers: the tests mostly wait. Each file stays with one worker, so nothing within it runs side by side.
+# Two workers: the tests mostly wait, and a few of them look at the clock. Each file stays with one worker, so nothing within it runs side by side.
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 

@@ -82,7 +82,7 @@ def test_a_jump_leaves_no_busy_loop_and_no_stall_behind(stage: CloudStage, clock
         clock.shift(jump)
         before, cpu_before, started_at = len(stage.cloud.requests), cpu_seconds(stage), time.monotonic()
         wait_until(lambda before=before: len(stage.cloud.requests) > before + 1, STALL_SECONDS, f"retries after {jump}")  # type: ignore[misc]
-        assert cpu_seconds(stage) - cpu_before < 0.5 * (time.monotonic() - started_at), jump
+        assert cpu_seconds(stage) - cpu_before < 0.75 * (time.monotonic() - started_at), jump
     stage.cloud.always()
     stage.wait_delivered()
     stage.audit().assert_kept(duplicates_max=0)
