@@ -23,7 +23,8 @@ setup: ## .venv with the locked dependencies, and Mosquitto where it is missing
 demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 	@$(BIN)/edge-bridge demo $(ARGS)
 
-# Two workers: the tests mostly wait, and a few of them look at the clock. Each file stays with one worker, so nothing within it runs side by side.
+# Two workers: the tests mostly wait, and a few of them look at the clock. Each file stays with one worker, so nothing
+# within it runs side by side.
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
