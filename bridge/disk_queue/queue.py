@@ -565,9 +565,7 @@ class DiskQueue(SQLiteAckQueue):
                 (first, last),
             )
         self._become(waiting=self._state.waiting + len(row_ids), dead=self._state.dead - len(row_ids))
-        passed = [row_id for row_id in row_ids if row_id <= self._state.cursor]
-        if passed:  # one span over all of them: it is written with every change until they are taken
-            self._state = replace(self._state, returned=merged([*self._state.returned, (min(passed), max(passed))]))
+        self.bring_forward(row_ids)
 
     def discard(self, row_ids: Sequence[int]) -> None:
         """Give up ready rows because the operator said so."""
@@ -674,8 +672,9 @@ class DiskQueue(SQLiteAckQueue):
         return stored_id
 
     def bring_forward(self, row_ids: Sequence[int]) -> None:
-        """Rows that were put back behind what was taken already: they are next."""
+        """Rows that became ready behind what was taken already: they are next."""
         if late := [row_id for row_id in row_ids if row_id <= self._state.cursor]:
+            # one span over all of them: it is written with every change until they are taken
             self._state = replace(self._state, returned=merged([*self._state.returned, (min(late), max(late))]))
 
     def _twin(self, row: SavedRow) -> int | None:
