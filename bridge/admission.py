@@ -184,7 +184,7 @@ class Store:
         incoming_bytes = sum(len(row.data) + _ROW_OVERHEAD_BYTES for row in rows)
         if reason := queue.full_reason(bounds.min_free_disk_bytes, incoming_bytes):
             return "full", reason  # never a reason to drop: that would not free what others have filled
-        over_messages, over_bytes, bound = self._excess(queue, rows)
+        over_messages, over_bytes, bound = self._excess(queue, len(rows), incoming_bytes)
         if bound is None:
             return "", ""
         counts = queue.counts()
@@ -202,12 +202,11 @@ class Store:
             _drop(queue, rows, over_messages, over_bytes, bound, newest=False, keep=0 if counts.taken else 1)
         return "", ""
 
-    def _excess(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[int, int, LossReason | None]:
+    def _excess(self, queue: DiskQueue, incoming: int, incoming_bytes: int) -> tuple[int, int, LossReason | None]:
         """Return by how many messages and bytes the bounds would be passed, and which bound."""
         bounds, counts = self._bounds, queue.counts()
         over_messages = over_bytes = 0
         if bounds.max_bytes:
-            incoming_bytes = sum(len(row.data) + _ROW_OVERHEAD_BYTES for row in rows)
             over_bytes = counts.size_bytes + incoming_bytes - bounds.max_bytes
             while over_bytes > 0 and queue.excess(0):  # delivered rows are the first to go
                 queue.tidy(0, 0)
@@ -215,7 +214,7 @@ class Store:
             while over_bytes > 0 and queue.remove_oldest_dead(_DEAD_STEP):  # and then the dead, before any that waits
                 over_bytes = queue.counts().size_bytes + incoming_bytes - bounds.max_bytes
         if bounds.max_messages:
-            over_messages = counts.ready + counts.taken + len(rows) - bounds.max_messages
+            over_messages = counts.ready + counts.taken + incoming - bounds.max_messages
         if over_messages > 0:
             return over_messages, max(0, over_bytes), LossReason.MAX_MESSAGES
         return 0, max(0, over_bytes), LossReason.MAX_BYTES if over_bytes > 0 else None
