@@ -42,11 +42,17 @@ class Arrival(NamedTuple):
     request: Request | None = None
 
 
+class Echo(NamedTuple):
+    """What the bridge itself published and got back: confirmed in its turn, never stored."""
+
+    packet_id: int
+
+
 class Group(NamedTuple):
     """What is stored and confirmed together, in order of arrival, from one connection."""
 
     epoch: int
-    items: list[Arrival | TooLarge]
+    items: list[Arrival | TooLarge | Echo]
     held_bytes: int
 
 

@@ -93,6 +93,13 @@ class ReceiptsGiven:
 
 
 @dataclass(frozen=True, slots=True)
+class Echoed:
+    """What the bridge itself publishes came back to it; it is confirmed and goes no further."""
+
+    topic: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRefused:
     """A message asked for a receipt that will not be given; the message itself goes its way."""
 
@@ -238,6 +245,7 @@ Event = (
     | Refused
     | ReceiptsGiven
     | RequestRefused
+    | Echoed
     | Dropped
     | DiskTroubled
     | DiskRecovered

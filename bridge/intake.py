@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from bridge.admission import Arrival, Group, Outcome, Store
+from bridge.admission import Arrival, Echo, Group, Outcome, Store
 from bridge.clock import Boot
 from bridge.disk_queue import DiskQueue
 from bridge.errors import PassingError
@@ -24,6 +24,7 @@ from bridge.events import (
     ConflictSeen,
     DiskRecovered,
     DiskTroubled,
+    Echoed,
     Emit,
     Received,
     RequestRefused,
@@ -43,7 +44,7 @@ from bridge.message import (
     unset_time_text,
     uuid7,
 )
-from bridge.topics import RECEIPTS_TOPIC, name_fault
+from bridge.topics import RECEIPTS_TOPIC, name_fault, overlap
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Intake:
         bounds: QueueSettings,
         *,
         source_name: str,
+        own_trees: tuple[str, ...],
         disk: Disk,
         emit: Emit,
         wall: Callable[[], float],
@@ -99,13 +101,13 @@ class Intake:
         random_bits: Callable[[int], int],
     ) -> None:
         self._settings, self._disk, self._emit, self._wall, self._boot = intake, disk, emit, wall, boot
-        self._source_name = source_name
+        self._source_name, self._own_trees = source_name, own_trees
         self._id_fields = tuple(intake.id_fields)
         self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
         self._store = Store(bounds, window=_REDELIVERY_ROWS, fresh_id=self._fresh_id)
         self._ids = random_bits(74)
         self._middles: dict[str, bytes] = {}
-        self._pending: list[Arrival | TooLarge] = []
+        self._pending: list[Arrival | TooLarge | Echo] = []
         self._pending_epoch = 0
         self._pending_bytes = 0
         self._closed_groups: list[Group] = []
@@ -143,9 +145,13 @@ class Intake:
             self._holds_back = True
             self.source.pause_reading()
 
-    def _admit(self, message: Publish | TooLarge, now: float, time: str) -> Arrival | TooLarge:
+    def _admit(self, message: Publish | TooLarge, now: float, time: str) -> Arrival | TooLarge | Echo:
         if isinstance(message, TooLarge):
             return message
+        middle = self._middles.get(message.topic) or self._middle(message.topic)
+        if not middle:
+            self._emit(Echoed(message.topic))
+            return Echo(message.packet_id)
         payload = message.payload
         if len(payload) > self._settings.max_payload_bytes:
             return TooLarge(message.topic, message.packet_id, len(payload), self._request(message))
@@ -159,7 +165,7 @@ class Intake:
         return Arrival(
             message.topic,
             user_id or (producer_id(value, self._id_fields) if is_json else None),
-            self._middles.get(message.topic) or self._middle(message.topic),
+            middle,
             what,
             now,
             time,
@@ -188,6 +194,12 @@ class Intake:
         return request
 
     def _middle(self, topic: str) -> bytes:
+        """Return what the events of a topic have in common; nothing for the topics that the bridge publishes to.
+
+        The configuration subscribes to none of those. A session of before may, and so may the broker's own bridges.
+        """
+        if any(overlap(topic, tree) for tree in self._own_trees):
+            return b""
         middle = head_middle(self._source_name, topic)
         if len(topic) <= _TOPIC_CHARACTERS_MAX:
             if len(self._middles) >= _TOPICS_MAX:

@@ -35,6 +35,7 @@ from bridge.events import (
     DiskRecovered,
     DiskTroubled,
     Dropped,
+    Echoed,
     Event,
     Hung,
     Moving,
@@ -123,8 +124,10 @@ class FaultLog:
                 yield from self._cloud_lines(event)
             case DiskTroubled() | DiskRecovered() | Hung() | Moving():
                 yield from self._own_lines(event)
-            case ConflictSeen() | Withheld() | Refused() | Dropped() | Died():
+            case Withheld() | Refused() | Dropped() | Died():
                 yield from self._message_lines(event)
+            case ConflictSeen() | RequestRefused() | Echoed():
+                yield from self._topic_lines(event)
             case QueueCounted():  # comes every status interval, so it is the tick for what is due
                 yield from self._due()
             case Stopping():
@@ -132,9 +135,6 @@ class FaultLog:
                 yield Line(logging.INFO, "stopping in order", {})
             case QueueDamaged() | RowsMissing() | Salvaged():
                 yield from self._damage_lines(event)
-            case RequestRefused(topic, reason):
-                what = f'a producer on "{topic}" asks for receipts that cannot be given: {reason}'
-                yield from self._once(what, subject=f"request {topic}")
             case Received() | Stored() | Delivered() | Salvaging() | ReceiptsGiven():
                 return
             case _:
@@ -183,11 +183,23 @@ class FaultLog:
             case Moving():
                 yield from self._works("liveness", "every part moves")
 
-    def _message_lines(self, event: ConflictSeen | Withheld | Refused | Dropped | Died) -> Iterator[Line]:
+    def _topic_lines(self, event: ConflictSeen | RequestRefused | Echoed) -> Iterator[Line]:
         match event:
             case ConflictSeen(topic, event_id):
                 what = f'a producer on "{topic}" uses an id for different messages, such as "{event_id}"; all are kept'
                 yield from self._once(what, subject=f"conflict {topic}")
+            case RequestRefused(topic, reason):
+                what = f'a producer on "{topic}" asks for receipts that cannot be given: {reason}'
+                yield from self._once(what, subject=f"request {topic}")
+            case Echoed(topic):
+                what = f'what is published on "{topic}", a topic of the bridge\'s own, comes back and is not taken: '
+                why = (
+                    "an old subscription in the broker's session (take another mqtt.client_id), or a bridge of brokers"
+                )
+                yield from self._once(what + why, subject="echo")
+
+    def _message_lines(self, event: Withheld | Refused | Dropped | Died) -> Iterator[Line]:
+        match event:
             case Withheld(messages):
                 what = "stored, but not confirmed: their connection had ended; the broker sends them again"
                 yield from self._tally(logging.WARNING, what, messages)

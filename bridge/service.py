@@ -63,6 +63,7 @@ from bridge.message import CLOCK_SET_SINCE, Request, adopt, redated, uuid7
 from bridge.rescue import Rescue
 from bridge.status import Bounds, CloudState, Status, leaf_will, object_will, timestamp
 from bridge.supervisor import Supervisor
+from bridge.topics import own_trees
 from bridge.uploader import Uploader
 from bridge.wire import publish, request_properties, string
 
@@ -165,6 +166,7 @@ class Service:
             settings.intake,
             settings.queue,
             source_name=self._source_name,
+            own_trees=own_trees(settings.status.topic),
             disk=self._disk,
             emit=self._emit,
             wall=time.time,

@@ -31,6 +31,7 @@ from bridge.events import (
     DiskRecovered,
     DiskTroubled,
     Dropped,
+    Echoed,
     Event,
     Hung,
     Moving,
@@ -255,8 +256,8 @@ class Status:
                 )
             case RequestRefused():
                 return replace(self, receipts=replace(self.receipts, refused=self.receipts.refused + 1))
-            case ConflictSeen():
-                return self  # counted by Stored; this one is for the log
+            case ConflictSeen() | Echoed():
+                return self  # counted by Stored, or not a message at all; these are for the log
             case QueueCounted():
                 return replace(self, queue=event)
             case Hung(reason=reason):

@@ -1,7 +1,8 @@
 """The grammar of MQTT topic names and filters, from the standard (MQTT 5.0, section 4.7 and 4.8.2).
 
 Before any message travels: the configuration asks here whether a filter is legal and whether two of them can meet
-in one topic, so that the bridge never subscribes to its own status. Pure; it never talks to a broker.
+in one topic, so that the bridge never subscribes to its own status; intake asks the same of the topic of a message.
+Pure; it never talks to a broker.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ def name_fault(topic: str) -> str | None:
 def unshared(topic_filter: str) -> str:
     """Return the filter that decides which topics come: what stands behind `$share/GROUP/`, if anything does."""
     return topic_filter.split("/", 2)[2] if topic_filter.startswith("$share/") else topic_filter
+
+
+def own_trees(status_topic: str) -> tuple[str, str]:
+    """Return the filters of all that the bridge publishes itself."""
+    return f"{status_topic}/#", f"{RECEIPTS_TOPIC}/#"
 
 
 def overlap(one: str, other: str) -> bool:

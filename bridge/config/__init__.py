@@ -19,7 +19,7 @@ from bridge.config.load import (
     wants_traceback,
 )
 from bridge.config.problems import KEYS, SECTIONS
-from bridge.config.rules import RECEIPTS_TOPIC, Problem
+from bridge.config.rules import Problem
 from bridge.config.settings import (
     IntakeSettings,
     LogSettings,
@@ -35,7 +35,6 @@ from bridge.config.settings import (
 
 __all__ = [
     "KEYS",
-    "RECEIPTS_TOPIC",
     "SECTIONS",
     "Examined",
     "IntakeSettings",

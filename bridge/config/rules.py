@@ -18,7 +18,6 @@ from bridge import topics
 if TYPE_CHECKING:
     from bridge.config.settings import MqttSettings, Settings, TlsSettings, UploadSettings
 
-RECEIPTS_TOPIC = topics.RECEIPTS_TOPIC
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9._~:@-]{1,128}")  # a path segment of a URI (RFC 3986) that needs no escaping
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token (RFC 9110, 5.6.2)
@@ -156,7 +155,7 @@ def problems_between(settings: Settings) -> Iterator[Problem]:
 
 def _loops(settings: Settings) -> Iterator[Problem]:
     """Nothing that the bridge publishes may come back to it as a message."""
-    own_trees = [f"{topic}/#" for topic in (settings.status.topic, RECEIPTS_TOPIC)]
+    own_trees = topics.own_trees(settings.status.topic)
     for index, wanted in enumerate(settings.mqtt.topics):
         if caught := [tree for tree in own_trees if topics.overlap(topics.unshared(wanted), tree)]:
             yield Problem(

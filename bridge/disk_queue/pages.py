@@ -193,6 +193,11 @@ class Pages:
             return b""
         return content if len(content) == self.page_bytes else b""
 
+    @property
+    def may_be_mixed(self) -> bool:
+        """Tell whether a page's newest image may be lost: an older one of a tree does not know all leaves."""
+        return self._wal.bad_frames > 0
+
     # --- tables ------------------------------------------------------------------------------------------------
 
     def roots(self) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 `read` is slow and may run in any thread; `begin`, `store` and `finish` are verbs of the new queue, each for one
 transaction, and remember in it how far they came, so a salvage goes on after a restart where it was. The damaged file
-is only read (`pages.py`), all of it through the table's tree; where the tree is broken, the pages that nobody leads to
-any more are searched for the rows that belong there.
+is only read (`pages.py`), all of it through the table's tree; where the tree is broken, or may be an older one than
+its leaves, the pages that nobody leads to any more are searched for the rows that belong there.
 
 A row is believed if its checksum is right; one without a checksum (the stock library wrote it) if it is JSON. A row
 that can be read but is altered becomes dead with reason `crc`. Holds I9: what is missing in the end is in the loss
@@ -134,7 +134,7 @@ class Salvager:
     def _rows_at(self, place: Place) -> Iterator[SavedRow]:
         records, unreadable = self._pages.records(place.page) if place.page else ([], 1)
         rows = [row for record in records if (row := self._row(record))]
-        if not unreadable and len(rows) == len(records):
+        if not unreadable and len(rows) == len(records) and not self._pages.may_be_mixed:
             return iter(rows)
         found = {row.row_id for row in rows}
         others = (row for row in self._orphan_rows(place) if row.row_id not in found)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+
+import orjson
 
 from tests.harness import wait_until
 from tests.harness.bridge import BridgeProcess, StatusReader
 from tests.harness.cloud import Cloud
-from tests.harness.stage import Stage, identified
+from tests.harness.mosquitto import program
+from tests.harness.stage import TOPIC, Stage, identified
 
 OFFLINE_SECONDS = 5
 
@@ -20,6 +24,21 @@ def test_sigkill_turns_the_state_offline_on_both_topics(stage: Stage) -> None:
         wait_until(lambda: (status.state, status.whole.get("state")) == ("offline", "offline"), OFFLINE_SECONDS)
     with StatusReader(stage.settings) as late:  # retained, so for who comes later too
         wait_until(lambda: (late.state, late.whole.get("state")) == ("offline", "offline"))
+
+
+def test_a_subscription_that_an_older_configuration_left_in_the_session_makes_no_loop(stage: Stage) -> None:
+    client_id = "edge-bridge-stage"
+    old = [program("mosquitto_sub") or "", "-p", str(stage.broker.port), "-V", "5", "-i", client_id, "-c", "-q", "1"]
+    subprocess.run([*old, "-x", "3600", "-t", "edge/#", "-E"], check=True, timeout=20)
+    bridge = stage.launch(settings={"status.interval_seconds": 0.2})
+    wait_until(lambda: stage.log("comes back and is not taken"))
+    publisher = stage.publish(200, payload=identified)
+    stage.drain()
+    bridge.terminate()
+    assert bridge.wait() == 0
+    stage.audit(publisher).assert_kept()
+    topics = {orjson.loads(arrivals[0].data)["subject"] for arrivals in stage.cloud.stored.values()}
+    assert topics == {TOPIC}
 
 
 class Configured:

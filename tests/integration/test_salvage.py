@@ -420,6 +420,30 @@ def test_a_bit_flipped_anywhere_in_the_wal_is_found_or_harmless_and_ids_go_on(
     assert len(lost) <= GROUP, "the frames behind the bad one are read"
 
 
+def test_a_lost_frame_that_leads_to_others_loses_no_row(tmp_path: Path) -> None:
+    """An older image of that page is there, and reads well: it does not know the leaves that came since."""
+    living = tmp_path / "living"
+    living.mkdir()
+    queue = DiskQueue(living)
+    fill(queue, 1, 30)
+    fill(queue, 31, 90)  # one group, many leaves: the newest image of the table's root
+    fill(queue, 91, 91)
+    killed = Made(living, {n: event(n) for n in range(1, 92)}, frozenset(range(1, 92)))
+    root = root_page(living / FILE_NAME)
+    content = (living / f"{FILE_NAME}-wal").read_bytes()
+    of_root = [at for at in range(32, len(content), 24 + PAGE) if int.from_bytes(content[at : at + 4], "big") == root]
+    folder = copy(killed, tmp_path / "copy")
+    queue.close()
+    assert content[of_root[-1] + 24] == 5, "an interior page"
+    flip(folder / f"{FILE_NAME}-wal", of_root[-1] + 24 + PAGE - 1, 1)
+    repaired, damage, (salvager,) = open_queue(folder)
+    store_all(repaired, salvager)
+    repaired.withhold(False)
+    repaired.close()
+    assert damage is not None
+    assert rows_of(folder, "status < 2") == killed.events
+
+
 @pytest.mark.parametrize("seed", range(WAL_STATES // 2))
 def test_a_wal_cut_off_anywhere_is_seen_by_the_mark_and_ids_are_never_used_again(
     tmp_path: Path, killed: Made, seed: int

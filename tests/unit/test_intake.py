@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import pytest
 
 from bridge import intake as intake_module
-from bridge.admission import Arrival, Group, Outcome
+from bridge.admission import Arrival, Echo, Group, Outcome
 from bridge.clock import Boot
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
-from bridge.events import DiskRecovered, DiskTroubled, Event, Received, Stored, Withheld
+from bridge.events import DiskRecovered, DiskTroubled, Echoed, Event, Received, Stored, Withheld
 from bridge.intake import Intake
 from bridge.message import Publish
+from bridge.topics import own_trees
 from bridge.wire import TooLarge
 
 T = TypeVar("T")
@@ -90,6 +91,7 @@ class Bench:
             parsed.intake,
             parsed.queue,
             source_name="edge/x",
+            own_trees=own_trees("edge/buffer/status"),
             disk=self.disk,
             emit=self.events.append,
             wall=lambda: self.wall,
@@ -172,6 +174,18 @@ async def test_too_large_ones_are_handed_on_without_payload_and_confirmed_in_the
     assert bench.broker.confirmed == [([1, 2, 3, 4], 7)]
     items = [item for group in bench.store.groups for item in group.items]
     assert [item for item in items if isinstance(item, TooLarge)] == [TooLarge("t", 2, 11), TooLarge("t", 3, 99)]
+
+
+@pytest.mark.parametrize("topic", ["edge/buffer/status", "edge/buffer/status/state", "edge/buffer/receipts/x"])
+async def test_what_the_bridge_publishes_itself_is_confirmed_in_its_place_and_not_stored(topic: str) -> None:
+    bench = Bench(linger_ms=0)
+    async with running(bench):
+        bench.intake.receive([*publishes(1), Publish(topic, b"online", 2, dup=False), *publishes(3)], 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([1, 2, 3], 7)]
+    (group,) = bench.store.groups
+    assert [item for item in group.items if not isinstance(item, Arrival)] == [Echo(2)]
+    assert bench.saw(Echoed) == [Echoed(topic)]
 
 
 async def test_qos_0_messages_are_stored_and_not_confirmed() -> None:
