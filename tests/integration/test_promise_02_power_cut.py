@@ -22,10 +22,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, QueueDamagedError
 from tests.harness.powercut import Disk, Mark, Operation, Remove, Resize, State, Write, cuts, operations
 from tests.harness.powercut_life import NOTHING_YET, Account, Held, Picture, account_of, digest, event
 from tests.harness.strace import calls, recording_files
@@ -33,6 +34,7 @@ from tests.harness.strace import calls, recording_files
 OPEN_SECONDS_MAX = 5
 LIVES = (("--dies",), (), ("--dies",), ())  # how each ends: in the middle of a transaction, or in order
 STEPS = 30  # transactions of a life
+STATUSES = {"stored": (0, 5), "delivered": (5,)}  # what a receipt says → the row's status then
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,16 @@ class Record:
     root: str
 
 
-def record(folder: Path, *options: str, lives: Sequence[tuple[str, ...]] = LIVES) -> Record:
+def record(
+    folder: Path, *options: str, lives: Sequence[tuple[str, ...]] = LIVES, program: str = "powercut_life"
+) -> Record:
     """Let some lives pass one after the other under strace; options are for all of them."""
     root, marks = folder / "disk", folder / "marks"
     root.mkdir()
     done: list[Operation] = []
     for number, ending in enumerate(lives):
         log = folder / f"{number}.log"
-        life = [sys.executable, "-m", "tests.harness.powercut_life", str(root / "queue"), str(marks)]
+        life = [sys.executable, "-m", f"tests.harness.{program}", str(root / "queue"), str(marks)]
         subprocess.run(
             [*recording_files(log), *life, "--seed", str(number), "--steps", str(STEPS), *ending, *options], check=True
         )
@@ -227,3 +231,55 @@ def test_the_same_cuts_find_the_loss_of_a_queue_that(
     found = findings(recorded, memory_folder / "state", 200, seed=1)
     assert len({finding.number for finding in found if finding.kind == "rows"}) > 20
     assert kinds <= {finding.kind for finding in found}
+
+
+# ---- receipts ----
+
+
+def statuses(folder: Path) -> dict[str, int]:
+    """What became of each message; none is there if the file is damaged."""
+    try:
+        disk_queue = DiskQueue(folder)
+    except QueueDamagedError:
+        return {}
+    try:
+        return dict(disk_queue._conn.execute("SELECT event_id, status FROM ack_queue_default").fetchall())
+    finally:
+        disk_queue.close()
+
+
+def untrue_receipts(recorded: Record, folder: Path, states: int) -> tuple[int, set[str]]:
+    """Rebuild so many states; return how many receipts had been given at last, and which some state makes a lie."""
+    told: dict[str, str] = {}
+    untrue: set[str] = set()
+    for cut in cuts(recorded.operations, recorded.root, states, seed=2):
+        for mark in cut.marks:
+            told.update(orjson.loads(mark))
+        lay_out(cut.state, recorded.root, folder)
+        there = statuses(folder / "queue")
+        untrue |= {name for name, state in told.items() if there.get(name) not in STATUSES[state]}
+    return len(told), untrue
+
+
+def test_no_power_cut_makes_a_receipt_that_was_given_untrue(
+    tmp_path: Path, memory_folder: Path, strace_installed: None
+) -> None:
+    recorded = record(tmp_path, lives=[(), ()], program="receipt_life")
+    given, untrue = untrue_receipts(recorded, memory_folder / "state", 200)
+    assert given > 500
+    assert not untrue
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(("--durability", "crash"), id="is-synced-at-checkpoints-only"),
+        pytest.param(("--tells-early",), id="gives-them-before-it-commits"),
+    ],
+)
+def test_the_same_cuts_find_the_untrue_receipts_of_a_queue_that(
+    mistake: tuple[str, ...], tmp_path: Path, memory_folder: Path, strace_installed: None
+) -> None:
+    recorded = record(tmp_path, *mistake, lives=[()], program="receipt_life")
+    _, untrue = untrue_receipts(recorded, memory_folder / "state", 100)
+    assert len(untrue) > 20
