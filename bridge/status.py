@@ -324,7 +324,7 @@ class Status:
     @property
     def can_store(self) -> bool:
         """Whether a message that came now would be stored."""
-        # A queue that a bound blocks is as it is meant to be; a restart, which liveness leads to, would not help.
+        # A queue that a bound blocks is as it is meant to be.
         return self.disk.state in ("fine", "blocked") and not self.stopping and not self.hung
 
     @property

@@ -6,6 +6,7 @@
     /history       the last hour: samples and troubles
     /dead          the dead rows by reason; POST /dead/requeue makes some ready again
     /metrics       the status as Prometheus text
+    /livez         200 while every part moves, else 503: the question of who would start the process again
     /healthz       200 while the process can store, else 503
     /readyz        200 while broker and disk are fine, else 503; the cloud being away is not unready
 
@@ -150,6 +151,7 @@ class WebServer:
         application.router.add_get("/dead", self._dead.show)
         application.router.add_post("/dead/requeue", self._dead.requeue)
         application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/livez", self._livez)
         application.router.add_get("/healthz", self._healthz)
         application.router.add_get("/readyz", self._readyz)
         return application
@@ -173,6 +175,9 @@ class WebServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=exposition(self._board.tree()).encode(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        return _verdict(self._board.status.hung or None)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return _verdict(None if self._board.status.can_store else self._board.status.unready_reason)

@@ -124,7 +124,7 @@ def test_no_secret_in_log_status_web_or_metrics_in_good_and_bad_hours(
             wait_until(lambda before=before: len(cloud.requests) > before, what="a request")  # type: ignore[misc]
         cloud.unreachable()
         wait_until(lambda: stage.cloud_state == "offline", what="offline")
-        for path in ("/", "/status", "/metrics", "/healthz", "/readyz", "/history", "/dead", "/app.js"):
+        for path in ("/", "/status", "/metrics", "/livez", "/healthz", "/readyz", "/history", "/dead", "/app.js"):
             assert_silent(stage.fetch(path), path)
         cloud.always()
         cloud.reachable()

@@ -134,7 +134,7 @@ def test_a_service_monitor_finds_the_service(manifests: list[Manifest]) -> None:
 def test_ports_probes_and_policy_mean_the_port_that_the_bridge_listens_on(manifests: list[Manifest]) -> None:
     (port,) = bridge(manifests)["ports"]
     assert port["containerPort"] == Settings.model_validate(EMPTY).web.port
-    for probe, path in (("startup", "/healthz"), ("liveness", "/healthz"), ("readiness", "/readyz")):
+    for probe, path in (("startup", "/livez"), ("liveness", "/livez"), ("readiness", "/readyz")):
         assert bridge(manifests)[f"{probe}Probe"]["httpGet"] == {"path": path, "port": port["name"]}
     (service,) = of_kind(manifests, "Service")
     assert [(named["targetPort"], named["port"]) for named in service["spec"]["ports"]] == [

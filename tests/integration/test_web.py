@@ -25,6 +25,8 @@ from bridge.events import (
     CloudFailed,
     Delivered,
     DiskTroubled,
+    Hung,
+    Moving,
     QueueCounted,
     Received,
     Stopping,
@@ -36,7 +38,7 @@ from tests.harness import eventually
 
 ADDRESSES = (
     *(file.path for file in PAGE_FILES),
-    *("/status", "/history", "/dead", "/metrics", "/healthz", "/readyz"),
+    *("/status", "/history", "/dead", "/metrics", "/livez", "/healthz", "/readyz"),
 )
 TOKEN = "a-token-of-the-test"
 
@@ -128,6 +130,20 @@ async def test_a_disk_that_stalls_is_neither_healthy_nor_ready(
     """Promise 6: /readyz 503 while the disk stalls."""
     board.emit(DiskTroubled("stalled", "fsync takes 30 s"))
     assert (await status_code(browser, "/healthz"), await status_code(browser, "/readyz")) == (503, 503)
+
+
+async def test_what_a_restart_would_not_mend_is_no_reason_for_one(
+    browser: aiohttp.ClientSession, board: StatusBoard
+) -> None:
+    """On a full disk the bridge goes on uploading: whoever kills it then makes that harder."""
+    board.emit(DiskTroubled("full", "no room"))
+    assert (await status_code(browser, "/healthz"), await status_code(browser, "/livez")) == (503, 200)
+    board.emit(Hung("the disk has not answered for 130 s"))
+    async with browser.get("/livez") as answer:
+        assert answer.status == 503
+        assert await answer.json() == {"ok": False, "reason": "the disk has not answered for 130 s"}
+    board.emit(Moving())
+    assert await status_code(browser, "/livez") == 200
 
 
 # ---- metrics ----
