@@ -25,6 +25,7 @@ DATABASE_MAGIC = b"SQLite format 3\0"
 ID_MAX = 2**63 - 1
 
 _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
+_SECTOR_BYTES = 512  # the least that any medium writes at once
 _WAL_MAGIC = 0x377F0682  # one more: the checksums were made on a big-endian machine
 _INTERIOR, _LEAF, _KEYED_LEAF = 5, 13, 10
 _TREE_DEPTH_MAX = 20  # SQLite's own limit (BTCURSOR_MAX_DEPTH)
@@ -73,7 +74,7 @@ def _words(block_bytes: int, order: str) -> struct.Struct:
 
 class _Frame(NamedTuple):
     page: int
-    is_commit: bool
+    is_commit: bool  # as far as that can be believed
     is_ours: bool  # of this generation of the WAL: its salts are the header's
     is_sound: bool
 
@@ -113,9 +114,18 @@ def _frames(descriptor: int, header: bytes, page_bytes: int) -> tuple[bool, list
         page, size_pages, *claimed = struct.unpack(">II8xII", block[:_FRAME_HEADER_BYTES])
         summed = block[:8] + block[_FRAME_HEADER_BYTES:]
         is_sound = is_ours and page > 0 and any(list(_checksum(words, summed, seed)) == claimed for seed in set(seeds))
-        frames.append(_Frame(page, size_pages > 0, is_ours, is_sound))
+        is_commit = size_pages > 0 and (is_sound or _is_of_one_sector(_WAL_HEADER_BYTES + len(frames) * step))
+        frames.append(_Frame(page, is_commit, is_ours, is_sound))
         seeds = [(claimed[0], claimed[1])]
     return header_is_sound, frames
+
+
+def _is_of_one_sector(frame_at: int) -> bool:
+    """Tell whether a frame's commit mark and checksum were written at once: a cut may leave the one without the other.
+
+    In a header that two sectors share, the mark may be that of an older frame at this place.
+    """
+    return (frame_at + 4) // _SECTOR_BYTES == (frame_at + _FRAME_HEADER_BYTES - 1) // _SECTOR_BYTES
 
 
 def _shares_a_salt(one: bytes, other: bytes) -> bool:

@@ -485,6 +485,25 @@ def test_a_torn_end_of_the_wal_is_no_damage(tmp_path: Path, killed: Made) -> Non
     queue.close()
 
 
+def test_a_frame_header_torn_between_two_sectors_is_no_damage(tmp_path: Path) -> None:
+    """Its first half may be an older frame's, and say that here something was committed."""
+    queue = DiskQueue(tmp_path)
+    fill(queue, 1, 30)
+    with queue.transaction():
+        queue.put_rows([NewRow(event(41 * n), 2e9) for n in range(1, 30)])
+    wal = tmp_path / f"{FILE_NAME}-wal"
+    content = wal.read_bytes()
+    queue._conn.close()
+    wal.write_bytes(content)
+    torn = next(at for at in range(32, len(content), 24 + PAGE) if 488 < at % 512 <= 504)
+    assert content[torn + 4 : torn + 8] == bytes(4), "it is in the midst of the last transaction"
+    overwrite(wal, torn + 4, (147).to_bytes(4))
+    assert read_wal(wal).bad_frames
+    assert not read_wal(wal).is_damaged
+    overwrite(wal, torn + 4, bytes(4))
+    assert not read_wal(wal).bad_frames
+
+
 def test_a_wal_whose_database_is_empty_is_not_thrown_away(tmp_path: Path, killed: Made) -> None:
     """SQLite deletes it."""
     folder = copy(killed, tmp_path)
