@@ -1,4 +1,4 @@
-"""The frame of the command and the commands on configuration, as the operator meets them: the real process."""
+"""The frame of the command and the commands on configuration, as the operator meets them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,20 @@ import jsonschema
 import pytest
 
 from bridge import __version__
+from tests.harness.command import run_command
 
 ROOT = Path(__file__).parents[2]
 SECRET = "canary-token"
 
 
 class Command:
-    """Runs `python -m bridge …` in an empty folder under nothing but the given variables."""
+    """Runs `edge-bridge …` in this process, in an empty folder, under nothing but the given variables."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables}
-        return subprocess.run(
-            [sys.executable, "-m", "bridge", *arguments],
-            cwd=self.folder,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        return run_command(*arguments, folder=self.folder, variables=variables)
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
-"""`edge-bridge queue verify|repair`, as the operator meets them: the real command on a queue that was stopped."""
+"""`edge-bridge queue verify|repair`, on a queue that was stopped."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow
 from bridge.message import head, head_middle, tail
+from tests.harness.command import run_command
 
 ROOT = Path(__file__).parents[2]
 ROWS = 300
@@ -32,15 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 def edge_bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {"BRIDGE_QUEUE__PATH": str(folder), "BRIDGE_UPLOAD__URL": "http://127.0.0.1:1/"}
-    return subprocess.run(
-        [sys.executable, "-m", "bridge", "queue", *arguments],
-        cwd=folder.parent,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return run_command("queue", *arguments, folder=folder.parent, variables=variables)
 
 
 def destroy(folder: Path) -> None:
