@@ -13,6 +13,7 @@ import pytest
 
 from tests.harness import free_port as find_free_port
 from tests.harness.mosquitto import Mosquitto, program
+from tests.harness.stage import Stage
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or the programs under test could not be interrupted
@@ -40,6 +41,25 @@ def mosquitto(tmp_path: Path, mosquitto_installed: None) -> Iterator[Mosquitto]:
     """A running broker under the shipped configuration, anonymous."""
     with Mosquitto(tmp_path / "mosquitto") as broker:
         yield broker
+
+
+@pytest.fixture
+def stage(tmp_path: Path, mosquitto: Mosquitto) -> Iterator[Stage]:
+    """A running broker under the shipped configuration and a cloud; the test launches its bridges."""
+    with Stage(tmp_path / "stage", mosquitto) as stage:
+        yield stage
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, object]:
+    """A configuration that is right, with nobody to talk to."""
+    return {
+        "device_id": "refused",
+        "mqtt.port": find_free_port(),
+        "upload.url": f"http://127.0.0.1:{find_free_port()}/",
+        "queue.path": str(tmp_path / "queue"),
+        "web.port": 0,
+    }
 
 
 @pytest.fixture

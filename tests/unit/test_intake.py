@@ -15,9 +15,19 @@ from bridge.clock import Boot
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.errors import DiskFailedError, DiskFullError
-from bridge.events import DiskRecovered, DiskTroubled, Echoed, Event, Received, Stored, Withheld
+from bridge.events import (
+    ConflictSeen,
+    DiskRecovered,
+    DiskTroubled,
+    Echoed,
+    Event,
+    Received,
+    RequestRefused,
+    Stored,
+    Withheld,
+)
 from bridge.intake import Intake
-from bridge.message import Publish
+from bridge.message import Publish, Request
 from bridge.topics import own_trees
 from bridge.wire import TooLarge
 
@@ -52,13 +62,15 @@ class FakeStore:
     def __init__(self) -> None:
         self.session = 0
         self.groups: list[Group] = []
+        self.conflicts: tuple[tuple[str, str], ...] = ()
 
     def stored(self) -> None:
         """Nothing to remember."""
 
     def __call__(self, _queue: object, group: Group) -> Outcome:
         self.groups.append(group)
-        return Outcome(stored=sum(not isinstance(item, TooLarge) for item in group.items))
+        stored = sum(not isinstance(item, TooLarge) for item in group.items)
+        return Outcome(stored, len(self.conflicts), self.conflicts)
 
 
 class FakeBroker:
@@ -186,6 +198,53 @@ async def test_what_the_bridge_publishes_itself_is_confirmed_in_its_place_and_no
     (group,) = bench.store.groups
     assert [item for item in group.items if not isinstance(item, Arrival)] == [Echo(2)]
     assert bench.saw(Echoed) == [Echoed(topic)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "fault"),
+    [
+        (Request("", b"1"), None),
+        (Request("edge/buffer/receipts/+", b"1"), "no '#' and no '+'"),
+        (Request("edge/elsewhere/x", b"1"), "it is not under edge/buffer/receipts/"),
+        (Request("edge/buffer/receipts/x", b"1" * 5000), "the correlation data have more than"),
+        (Request("edge/buffer/receipts/" + "x" * 2000, b"1"), "characters"),
+    ],
+)
+async def test_a_request_that_may_not_be_answered_is_told_of_and_its_message_goes_its_way(
+    request_: Request, fault: str | None
+) -> None:
+    bench = Bench(linger_ms=0)
+    good = Request("edge/buffer/receipts/x", b"1")
+    async with running(bench):
+        for asked in (request_, good):
+            bench.intake.receive([Publish("t", b"1", 1, dup=False, request=asked)], 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    items = [item for group in bench.store.groups for item in group.items if isinstance(item, Arrival)]
+    assert [item.request for item in items] == [None, good]
+    refused = bench.saw(RequestRefused)
+    assert [fault in event.reason for event in refused] == ([True] if fault else [])
+
+
+async def test_a_conflict_is_told_of_once_a_topic() -> None:
+    bench = Bench(linger_ms=0)
+    bench.store.conflicts = (("t", "7"), ("t", "8"), ("u", "7"))
+    async with running(bench):
+        for _ in range(2):
+            bench.intake.receive(publishes(1), 7)
+            await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.saw(ConflictSeen) == [ConflictSeen("t", "7"), ConflictSeen("u", "7")]
+
+
+async def test_the_ids_it_gives_are_different_and_in_order() -> None:
+    bench = Bench()
+    ids = [bench.intake._fresh_id() for _ in range(100)]
+    assert ids == sorted(set(ids))
+
+
+async def test_topics_that_never_come_again_are_forgotten() -> None:
+    bench = Bench()
+    bench.intake.receive([Publish(f"t/{number}", b"1", 0, dup=False) for number in range(10_000)], 7)
+    assert len(bench.intake._middles) <= 4096
 
 
 async def test_qos_0_messages_are_stored_and_not_confirmed() -> None:

@@ -23,14 +23,22 @@ from bridge.events import (
     DiskRecovered,
     DiskTroubled,
     Dropped,
+    Echoed,
     Event,
+    Hung,
+    Moving,
     QueueCounted,
+    QueueDamaged,
     Received,
     Refused,
+    RequestRefused,
+    RowsMissing,
+    Salvaged,
     Stopping,
     Stored,
     SubscriptionGranted,
     SubscriptionRefused,
+    Withheld,
 )
 from bridge.log import REMIND_SECONDS, EventLogger, FaultLog, JsonLines, Line, TextLines, printable, setup, span
 
@@ -132,6 +140,26 @@ def test_what_works_from_the_start_is_told_once() -> None:
     assert log.see(*healthy, times=10) == []
 
 
+def test_a_part_that_hangs_is_an_error_until_it_moves() -> None:
+    late, well = Recorder().see(Hung("the disk thread has not answered for 130 s"), Moving(), Moving())
+    assert (late.level, late.fields["part"], well.level) == (logging.ERROR, "liveness", logging.INFO)
+    assert "every part moves" in well.message
+
+
+def test_a_damage_is_told_from_its_finding_to_the_last_row() -> None:
+    found, gone, partly, whole, deleted = Recorder().see(
+        QueueDamaged("its header is not SQLite's"),
+        RowsMissing(5, 9),
+        Salvaged("data.db.damaged-1", 7, None),
+        Salvaged("data.db.damaged-2", 7, 0, ("data.db.damaged-0",)),
+    )
+    assert "its header is not SQLite's" in found.message
+    assert (gone.level, gone.fields) == (logging.ERROR, {"messages": 5})
+    assert (partly.level, "an unknown number could not be read" in partly.message) == (logging.ERROR, True)
+    assert (whole.level, whole.fields) == (logging.INFO, {"messages": 7, "missing": 0})
+    assert "data.db.damaged-0" in deleted.message
+
+
 def test_the_flow_of_messages_is_not_worth_a_line() -> None:
     assert Recorder().see(Received(5), Stored(5, 1, 0), Delivered(5, 0.1), TICK, times=100) == []
 
@@ -149,9 +177,19 @@ def test_a_conflict_is_warned_about_once_a_topic() -> None:
     assert len(log.see(ConflictSeen("a", "1"), ConflictSeen("a", "2"), ConflictSeen("b", "1"), times=10)) == 2
 
 
+def test_a_request_that_cannot_be_answered_is_told_once_a_topic_and_an_echo_once() -> None:
+    log = Recorder()
+    fault = "it is not under edge/buffer/receipts/"
+    told = log.see(RequestRefused("a", fault), RequestRefused("b", fault), Echoed("s/state"), Echoed("s/at"), times=5)
+    assert [line.level for line in told] == [logging.WARNING] * 3
+    assert fault in told[0].message
+    assert '"s/state"' in told[2].message
+
+
 @pytest.mark.parametrize(
     ("event", "level", "words"),
     [
+        (Withheld(3), logging.WARNING, "the broker sends them again"),
         (Refused(3, "a/b", "too large"), logging.WARNING, 'too large, such as one on "a/b"'),
         (Dropped(3, "max_bytes"), logging.ERROR, "dropped, they are in the loss ledger: max_bytes"),
         (Died(3, "schema (HTTP 422)"), logging.ERROR, "schema (HTTP 422)"),

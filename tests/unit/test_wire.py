@@ -13,7 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from bridge.message import Publish
-from bridge.wire import Item, MalformedError, Splitter, TooLarge, pubacks
+from bridge.wire import Item, MalformedError, Splitter, TooLarge, puback, pubacks
 
 PAYLOAD_MAX = 1000
 
@@ -109,6 +109,43 @@ def test_every_other_packet_is_handed_on_untouched_and_in_its_place() -> None:
         ]
 
 
+def test_no_place_to_cut_makes_a_difference() -> None:
+    properties = user_properties([("id", "7"), ("trace", "x" * 130)], "image/png", 60)
+    long = publish(payload=b"y" * 200, properties=properties)
+    large = publish("big/one", b"z" * 150_000, packet_id=9, qos=1)
+    stream = long + packet(0xD0, b"") + large + publish(payload=b"next", qos=0)
+    whole = feed_all(stream, [])
+    assert [type(item) for item in whole] == [Publish, bytes, Publish, Publish]
+    skipped = feed_all(stream, [len(long) + 20])
+    assert skipped == [*whole[:2], TooLarge("big/one", 9, 150_003), whole[3]]
+    for cut in range(len(long) + 2):
+        assert feed_all(stream, [cut]) == whole
+    for cut in range(len(long) + 2, len(long) + 40):
+        assert feed_all(stream, [cut])[2] in (whole[2], skipped[2])
+        assert feed_all(stream, [cut])[3:] == whole[3:]
+
+
+def test_the_identifier_of_a_subscription_is_passed_over() -> None:
+    (item,) = feed_all(publish(properties=b"\x03\x0b\x80\x01"), [])
+    assert item == Publish("t", b"x", 1, dup=False)
+
+
+def test_topics_that_never_come_again_are_forgotten() -> None:
+    splitter = Splitter(mqtt5=True, payload_bytes_max=PAYLOAD_MAX)
+    for number in range(10_000):
+        (item,) = splitter.feed(publish(f"t/{number}"))
+        assert isinstance(item, Publish)
+        assert item.topic == f"t/{number}"
+    assert len(splitter._topics) <= 4096
+
+
+def test_a_confirmation_is_read_with_its_reason() -> None:
+    assert puback(b"\x40\x02\x01\x02") == (258, 0)
+    assert puback(b"\x40\x03\x01\x02\x87") == (258, 0x87)
+    with pytest.raises(MalformedError):
+        puback(b"\x40\x01\x01")
+
+
 def test_content_type_and_expiry_are_read() -> None:
     raw = publish(properties=user_properties([("id", "7")], "image/png", 60), payload=b"p")
     (item,) = feed_all(raw, [])
@@ -145,6 +182,10 @@ def test_a_topic_that_is_not_utf_8_is_kept_readable() -> None:
         packet(0x32, text(b"t") + b"\0\1\x7f"),  # properties longer than the packet
         packet(0x32, text(b"t") + b"\0\1\x03\x26\0\x09"),  # a string longer than its properties
         packet(0x32, text(b"t") + b"\0\1\x01\x7e"),  # a property that does not exist
+        packet(0x32, text(b"t") + b"\0\1\x02\x26\0"),  # a string that ends within its length
+        packet(0x32, text(b"t") + b"\0\1\x02\x0b\x80"),  # a subscription's number that does not end
+        packet(0x32, text(b"t") + b"\0\1\x01\x02"),  # an expiry of no bytes
+        packet(0x30, b"\0\x02t"),  # topic longer than the packet, at QoS 0
         b"\x32\xff\xff\xff\xff\x01",  # a length of five bytes
     ],
 )
