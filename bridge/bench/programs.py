@@ -24,7 +24,8 @@ from bridge.errors import FaultError
 _READY_SECONDS = 60.0  # a generator of millions of messages builds them first
 _LINE_BYTES_MAX = 1 << 26  # the latencies of a phase come in one line
 _LAST_WORDS_LINES = 2  # an error of ours is a line and a hint
-_PACKAGE_FOLDER = Path(bridge.__file__).parents[1]
+_END_SECONDS = 2.0
+ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": str(Path(bridge.__file__).parents[1])}
 
 
 class Program:
@@ -56,7 +57,7 @@ class Program:
                 stdout=PIPE if self._talks else log,
                 stderr=log,
                 cwd=self._folder,
-                env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": str(_PACKAGE_FOLDER)},
+                env=ENVIRONMENT,
                 start_new_session=True,
                 limit=_LINE_BYTES_MAX,
             )
@@ -98,6 +99,16 @@ class Talker(Program):
             await self.__aexit__(None, None, None)
             raise
         return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if stdin := self._running.stdin:
+            stdin.close()  # that is the end of the dialogue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._running.wait()
+        await super().__aexit__(kind, error, trace)
 
     async def ask(self, do: str, **arguments: object) -> dict[str, Any]:
         """Give a command and wait for its answer."""

@@ -1,4 +1,4 @@
-"""`edge-bridge bench`, the real command and its real processes, with few messages. No figure is asserted here.
+"""`edge-bridge bench` with its real processes and few messages. No figure is asserted here.
 
 Figures depend on the machine; that every message is accounted for, that the document is whole, and that nothing is
 left behind does not.
@@ -15,13 +15,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from bridge.bench import measure
+from bridge.bench import measure, programs
 from bridge.bench.contenders import Bridge, NullSubscriber, Surroundings
 from bridge.bench.programs import Program
 from tests.harness import wait_until
+from tests.harness.command import run_command
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--runs", "1", "--messages", "3000", "--latency-seconds", "1", "--latency-rate", "200", "--idle-seconds", "1")
@@ -42,9 +44,10 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def bench(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    with start(folder, *arguments) as process:
-        stdout, stderr = process.communicate(timeout=100)
-    return process.returncode, stdout, stderr
+    """Run it in this process; its own programs are processes of course."""
+    with mock.patch.dict(programs.ENVIRONMENT, {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_")}):
+        done = run_command("bench", "--folder", str(folder), *arguments, folder=folder)
+    return done.returncode, done.stdout, done.stderr
 
 
 def processes_in(folder: Path) -> list[str]:
