@@ -21,7 +21,7 @@ SETTINGS = {
     "mqtt.receive_maximum": WINDOW_MESSAGES,
     "log.level": "warning",
 }
-MESSAGES_PER_SECOND = 2500
+MESSAGES_PER_SECOND = 1500
 START_SECONDS_MAX, WORK_SECONDS_MAX = 1.2, 0.8  # every other kill is counted from its start, the others from its work
 
 
