@@ -219,13 +219,13 @@ class Salvaging:
 class Salvaged:
     """A damaged file is read to its end. `missing`: waiting rows that could not be read, None if nobody can tell.
 
-    `deleted`: older damaged files, of which every row was salvaged, that went because there are newer ones.
+    `deleted`: older damaged files that went because there are newer ones, and how many rows were missing in each.
     """
 
     file: str
     messages: int
     missing: int | None
-    deleted: tuple[str, ...] = ()
+    deleted: tuple[tuple[str, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,12 +220,12 @@ class FaultLog:
                 what = f"rows {first} to {last} of the queue were stored and are gone, they are in the loss ledger"
                 yield Line(logging.ERROR, what, {"messages": last - first + 1})
             case Salvaged(file, messages, missing, deleted):
-                left = "an unknown number" if missing is None else missing
                 level = logging.INFO if missing == 0 else logging.ERROR
-                what = f"salvaged {messages} waiting messages from {file}; {left} could not be read"
+                what = f"salvaged {messages} waiting messages from {file}; {_missing(missing)}"
                 yield Line(level, what, {"messages": messages, "missing": missing})
-                for name in deleted:
-                    yield Line(logging.INFO, f"deleted {name}: all of it was salvaged, and there are newer ones", {})
+                for name, lost in deleted:
+                    level = logging.INFO if lost == 0 else logging.WARNING
+                    yield Line(level, f"deleted {name}: there are newer ones; {_missing(lost)}", {})
 
     def _broken(self, name: str, level: int, what: str, error: str) -> Iterator[Line]:
         part = self._parts.setdefault(name, _Part(name))
@@ -309,6 +309,10 @@ class FaultLog:
             yield from self._remind(part)
         for tally in self._tallies.values():
             yield from self._tell_tally(tally, stopping=stopping)
+
+
+def _missing(rows: int | None) -> str:
+    return f"{'an unknown number' if rows is None else rows} could not be read"
 
 
 def span(seconds: float) -> str:

@@ -3,7 +3,7 @@
 Reading goes on in a thread of its own, storing in small steps between what the disk thread does anyway. Until the old
 rows are back (at most `HOLD_SECONDS`, and not while the disk has no room for them) nothing newer leaves, so that rows
 of one topic keep their order (I6); messages are taken in and confirmed all the time. What is cut off by a stop goes on
-at the next start where it was. Never deletes a damaged file of which anything is missing.
+at the next start where it was. Of the damaged files that are salvaged to the end it keeps the newest few.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Rescue:
         await asyncio.to_thread(write_report, salvager.file, report)
         missing = None if report.lost is None else report.lost - report.altered
         deleted = await asyncio.to_thread(delete_surplus, self._folder)
-        self._emit(Salvaged(salvager.file.name, report.waiting, missing, tuple(deleted)))
+        gone = tuple((old.file, old.lost) for old in deleted)
+        self._emit(Salvaged(salvager.file.name, report.waiting, missing, gone))
 
     async def _patiently(self, verb: Callable[[DiskQueue], T]) -> T:
         """Run a verb as soon as the disk has room for it beside what is kept free."""

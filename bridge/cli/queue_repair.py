@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bridge.cli.output import print_json
 from bridge.config import load_from_environment
-from bridge.disk_queue import FolderLock, Report, Verification
+from bridge.disk_queue import FolderLock, Report, Verification, delete_surplus
 from bridge.disk_queue import repair as repair_queue
 from bridge.disk_queue import verify as verify_queue
 from bridge.errors import QueueUnusableError
@@ -45,13 +45,16 @@ def repair(arguments: argparse.Namespace) -> int:
     """Set a damaged file aside and salvage its rows; 0 if none was lost."""
     with _folder(arguments) as folder, _progress("salvaging") as progress:
         reports = repair_queue(folder, progress)
+        deleted = delete_surplus(folder)
     if arguments.json:
-        print_json({"repaired": [report._asdict() for report in reports]})
+        print_json({"repaired": [report._asdict() for report in reports], "deleted": [old.file for old in deleted]})
     else:
         for report in reports:
             print(_sentence(report))
         if not reports:
             print("nothing to repair")
+        for old in deleted:
+            print(f"{old.file}: deleted, there are newer ones")
     return 0 if all(report.is_whole for report in reports) else 1
 
 

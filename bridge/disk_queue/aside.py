@@ -1,8 +1,8 @@
 """Damaged files: the cheap looks that find one at start, setting it aside with all that belongs to it, its report.
 
-A damaged file is renamed, never opened for writing and never deleted while anything in it could not be read:
+A damaged file is renamed, never opened for writing, and never deleted before it was salvaged to the end:
 `data.db.damaged-<UTC time>` with `-wal`, `-journal` and `-mark` behind it, so that SQLite finds the WAL of the copy as
-well. Its salvage (`salvage.py`) is done when `…-report.json` stands beside it.
+well. Its salvage (`salvage.py`) is done when `…-report.json` stands beside it. Then a bounded number is kept (I5).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from bridge.disk_queue.pages import DATABASE_MAGIC, Wal, read_wal
 from bridge.errors import QueueDamagedError
 
 ASIDE_PREFIX = f"{FILE_NAME}.damaged-"
-ASIDES_KEPT = 3  # of those of which every row was salvaged; others are a person's to delete
+WHOLE_KEPT = 3  # of those of which every row was salvaged
+BROKEN_KEPT = 5  # of those of which rows are missing: a person may want to look at the newest
 REPORT_SUFFIX = "-report.json"
 _COMPANIONS = ("-wal", "-journal", MARK_SUFFIX)
 _WAL_HEADER_BYTES = 32
@@ -143,11 +144,16 @@ def write_report(aside: Path, report: Report) -> None:
     draft.replace(f"{aside}{REPORT_SUFFIX}")
 
 
-def delete_surplus(folder: Path) -> list[str]:
-    """Delete old damaged files of which every row was salvaged, all but the newest few; return their names."""
-    whole = [aside for aside in asides(folder) if (report := report_of(aside)) and report.is_whole]
-    surplus = whole[:-ASIDES_KEPT]
-    for aside in surplus:
-        for suffix in ("", *_COMPANIONS, REPORT_SUFFIX):
+def delete_surplus(folder: Path) -> list[Report]:
+    """Delete the oldest damaged files that were salvaged to the end, all but the newest few; return their reports.
+
+    What was missing in one of them is in the loss ledger since its salvage.
+    """
+    reported = [(aside, report) for aside in asides(folder) if (report := report_of(aside))]
+    whole = [pair for pair in reported if pair[1].is_whole]
+    broken = [pair for pair in reported if not pair[1].is_whole]
+    surplus = whole[:-WHOLE_KEPT] + broken[:-BROKEN_KEPT]
+    for aside, _ in surplus:
+        for suffix in ("", *_COMPANIONS, REPORT_SUFFIX):  # the report last: a file without one is salvaged again
             Path(f"{aside}{suffix}").unlink(missing_ok=True)
-    return [aside.name for aside in surplus]
+    return [report for _, report in surplus]

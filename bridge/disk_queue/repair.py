@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge.disk_queue.aside import Report, delete_surplus, look_at, pending, set_aside, write_report
+from bridge.disk_queue.aside import Report, look_at, pending, set_aside, write_report
 from bridge.disk_queue.faults import mapped
 from bridge.disk_queue.file import FILE_NAME, is_sealed
 from bridge.disk_queue.mark import read_mark
@@ -161,7 +161,6 @@ def repair(folder: Path, progress: Progress = lambda _done, _of: None) -> list[R
         return [_salvage(opened.queue, salvager, progress) for salvager in opened.salvagers]
     finally:
         opened.queue.close()
-        delete_surplus(folder)
 
 
 def _salvage(queue: DiskQueue, salvager: Salvager, progress: Progress) -> Report:

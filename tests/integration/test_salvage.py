@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Report, Salvager, open_queue, repair, verify, write_report
-from bridge.disk_queue.aside import ASIDES_KEPT, asides, pending, set_aside
+from bridge.disk_queue.aside import ASIDE_PREFIX, BROKEN_KEPT, WHOLE_KEPT, asides, delete_surplus, pending, set_aside
 from bridge.disk_queue.pages import Pages, read_wal
 from bridge.errors import QueueDamagedError, QueueUnusableError
 from bridge.message import DeadRow, event_id, head, head_middle, tail
@@ -317,19 +317,23 @@ def test_a_message_that_came_again_before_its_row_was_back_is_there_once(tmp_pat
     assert again not in rows_of(folder)
 
 
-def test_only_files_of_which_all_was_salvaged_are_ever_deleted(tmp_path: Path, stopped: Made) -> None:
-    for number in range(ASIDES_KEPT + 2):
-        copy(stopped, tmp_path)
-        aside = set_aside(tmp_path)
-        lost = 1 if number == 0 else 0
-        write_report(aside, Report(aside.name, 1, 1, 0, lost, 1 + lost))
-    first, second, *rest = asides(tmp_path)
-    copy(stopped, tmp_path)
-    overwrite(tmp_path / FILE_NAME, 0, bytes(PAGE))
-    repair(tmp_path)
-    assert first.exists(), "it has rows that could not be read"
-    assert not second.exists()
-    assert len(asides(tmp_path)) == ASIDES_KEPT + 1, rest
+def test_a_bounded_number_of_damaged_files_is_kept_and_none_goes_before_its_salvage(tmp_path: Path) -> None:
+    """I5: the newest of each kind stay; a file without a report has rows that may still be read."""
+    made: list[Path] = []
+    for number in range(2 * (WHOLE_KEPT + BROKEN_KEPT) + 1):
+        made.append(tmp_path / f"{ASIDE_PREFIX}202601{number:02}T000000Z")
+        for suffix in ("", "-wal", "-mark"):
+            Path(f"{made[-1]}{suffix}").write_bytes(b"damaged")
+        lost = (0, 1, 0, None)[number % 4]
+        if number > 0:
+            write_report(made[-1], Report(made[-1].name, 1, 1, 0, lost, lost))
+    whole, broken = made[2::2], made[1::2]
+    deleted = delete_surplus(tmp_path)
+    surplus = whole[:-WHOLE_KEPT] + broken[:-BROKEN_KEPT]
+    assert [report.file for report in deleted] == [aside.name for aside in surplus]
+    assert set(asides(tmp_path)) == set(made) - set(surplus)
+    assert pending(tmp_path) == made[:1]
+    assert not [path for aside in surplus for path in tmp_path.glob(f"{aside.name}-*")], "nor its companions"
 
 
 def test_garbage_and_other_programs_files_are_refused_and_stay_where_they_are(tmp_path: Path) -> None:

@@ -147,17 +147,18 @@ def test_a_part_that_hangs_is_an_error_until_it_moves() -> None:
 
 
 def test_a_damage_is_told_from_its_finding_to_the_last_row() -> None:
-    found, gone, partly, whole, deleted = Recorder().see(
+    found, gone, partly, whole, deleted, with_rows = Recorder().see(
         QueueDamaged("its header is not SQLite's"),
         RowsMissing(5, 9),
         Salvaged("data.db.damaged-1", 7, None),
-        Salvaged("data.db.damaged-2", 7, 0, ("data.db.damaged-0",)),
+        Salvaged("data.db.damaged-2", 7, 0, (("data.db.damaged-0", 0), ("data.db.damaged-1", 3))),
     )
     assert "its header is not SQLite's" in found.message
     assert (gone.level, gone.fields) == (logging.ERROR, {"messages": 5})
     assert (partly.level, "an unknown number could not be read" in partly.message) == (logging.ERROR, True)
     assert (whole.level, whole.fields) == (logging.INFO, {"messages": 7, "missing": 0})
-    assert "data.db.damaged-0" in deleted.message
+    assert (deleted.level, "data.db.damaged-0" in deleted.message) == (logging.INFO, True)
+    assert (with_rows.level, "3 could not be read" in with_rows.message) == (logging.WARNING, True)
 
 
 def test_the_flow_of_messages_is_not_worth_a_line() -> None:
