@@ -83,7 +83,7 @@ class Store:
     """
 
     def __init__(self, bounds: QueueSettings, *, window: int, fresh_id: Callable[[], str]) -> None:
-        self._bounds, self._window, self._fresh_id = bounds, window, fresh_id
+        self._room, self._window, self._fresh_id = Room(bounds), window, fresh_id
         self.session = self._noted_session = 0
         self._redelivery_epoch = -1
         self._by_packet_id: dict[int, int] = {}
@@ -96,7 +96,7 @@ class Store:
         asked: list[_Asked] = []
         rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals, asked)
         if rows:
-            blocked, reason = self._make_room(queue, rows)
+            blocked, reason = self._room.make(queue, rows)
             if blocked:
                 return Outcome(blocked=blocked, reason=reason)
         for item in (item for item in group.items if isinstance(item, TooLarge)):
@@ -135,7 +135,7 @@ class Store:
     def _new_rows(
         self, queue: DiskQueue, epoch: int, arrivals: list[Arrival], asked: list[_Asked]
     ) -> tuple[list[NewRow], int, list[tuple[str, str]]]:
-        known = queue.find_events((a.event_id for a in arrivals if a.event_id), _fingerprint_of)
+        known = queue.find_events((a.event_id for a in arrivals if a.event_id), fingerprint_of)
         rows: list[NewRow] = []
         conflicts: list[tuple[str, str]] = []
         duplicates = 0
@@ -178,14 +178,22 @@ class Store:
             self._by_packet_id = queue.arrivals(self._window, int(queue.note(_SESSION_NOTE) or 0))
         row_id = self._by_packet_id.get(arrival.packet_id)
         stored = queue.stored_event(row_id) if row_id is not None else None
-        if row_id is None or stored is None or _fingerprint_of(stored) != _fingerprint(arrival.middle, arrival.tail):
+        if row_id is None or stored is None or fingerprint_of(stored) != _fingerprint(arrival.middle, arrival.tail):
             return None
         return Row(row_id, stored)
 
-    # --- bounds ------------------------------------------------------------------------------------------------
 
-    def _make_room(self, queue: DiskQueue, rows: list[NewRow]) -> tuple[str, str]:
-        """Keep the bounds; `rows` may become fewer. Returns what there is to wait for, if anything, and why."""
+class Room:
+    """The queue's bounds: makes room for new rows within them (I5), or says what there is to wait for."""
+
+    def __init__(self, bounds: QueueSettings) -> None:
+        self._bounds = bounds
+
+    def make(self, queue: DiskQueue, rows: list[NewRow], *, whole: bool = True) -> tuple[str, str]:
+        """Keep the bounds; `rows` may become fewer. Returns what there is to wait for, if anything, and why.
+
+        `whole`: they come together or not at all.
+        """
         bounds = self._bounds
         incoming_bytes = sum(len(row.data) + _ROW_OVERHEAD_BYTES for row in rows)
         if reason := queue.full_reason(bounds.min_free_disk_bytes, incoming_bytes):
@@ -196,7 +204,8 @@ class Store:
         counts = queue.counts()
         if bounds.overflow == "block":
             # A group that is larger than the bound itself would wait for ever: it may in when nothing else waits.
-            return "blocked" if counts.ready + counts.taken else "", bound.words
+            waits = counts.ready + counts.taken or (len(rows) > 1 and not whole)
+            return "blocked" if waits else "", bound.words
         if bounds.overflow == "drop-newest":
             _drop(queue, rows, over_messages, over_bytes, bound, newest=True)
             return "", ""
@@ -251,8 +260,13 @@ def _fingerprint(middle: bytes, tail: bytes) -> bytes:
     return hashlib.blake2b(middle + tail, digest_size=16).digest()
 
 
-def _fingerprint_of(stored: bytes) -> bytes:
-    """Return the fingerprint of a stored event: topic, source and payload, without id and time."""
+def fingerprint_of(stored: bytes) -> bytes:
+    """Return the fingerprint of a stored event: topic, source and payload, without id and time.
+
+    Of an event in another layout than ours (it was imported): all of it.
+    """
     head_bytes, tail = split(stored)
+    if not tail:
+        return _fingerprint(stored, b"")
     start, end = head_bytes.find(b'","source":'), head_bytes.rfind(b'"time":"')
     return _fingerprint(head_bytes[start : end + 8], tail)

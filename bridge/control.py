@@ -1,8 +1,10 @@
 """The control socket: the operator's commands on the queue of a running bridge, whose file nobody else may open.
 
 `<queue.path>/control.sock`, for this user alone (0600). A request is a line of JSON, and so is its answer: a page and
-after what to go on, or an error with a hint. Whoever asks sets the pace; each page is one verb of the disk thread, so
-intake goes on between two pages (I7). What a command does is the disk queue's business (`bridge.disk_queue.commands`).
+after what to go on, or an error with a hint; `bytes` says how many bare bytes follow it (lines of an export). An import
+is `{"import": N}` and N bytes of lines. Whoever asks sets the pace; each page is one verb of the disk thread, so
+intake goes on between two pages (I7). What a command does is the disk queue's business (`bridge.disk_queue.commands`),
+and the importer's.
 """
 
 from __future__ import annotations
@@ -13,14 +15,19 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import orjson
 
-from bridge.disk_queue import SOCKET_NAME, DiskQueue, Request, answer
+from bridge.disk_queue import SOCKET_NAME, DiskQueue, Page, Request, answer
 from bridge.errors import BridgeError, FaultError, OperatorError
+from bridge.importer import GROUP_BYTES, LINE_BYTES_MAX, Imported, Importer, Parcel
+
+if TYPE_CHECKING:
+    from bridge.config import QueueSettings
 
 _REQUEST_BYTES_MAX = 1 << 20
+IMPORT_BYTES_MAX = GROUP_BYTES + LINE_BYTES_MAX
 _PATH_BYTES_MAX = 107  # sun_path of unix(7), less the NUL
 _ANSWER_SECONDS = 30.0
 
@@ -40,8 +47,9 @@ class Disk(Protocol):
 class Control:
     """The bridge's end: `start`, `stop`."""
 
-    def __init__(self, folder: Path, disk: Disk) -> None:
-        self._folder, self._disk = folder, disk
+    def __init__(self, bounds: QueueSettings, disk: Disk) -> None:
+        self._folder, self._disk = bounds.path, disk
+        self._importer = Importer(bounds)
         self._server: asyncio.Server | None = None
         self._talks: set[asyncio.Task[None]] = set()
 
@@ -76,24 +84,41 @@ class Control:
         if talk := asyncio.current_task():
             self._talks.add(talk)
             talk.add_done_callback(self._talks.discard)
-        # A line that is too long is a ValueError.
-        with closing(writer), suppress(ConnectionError, ValueError, asyncio.CancelledError):
+        # A line that is too long is a ValueError, an import that breaks off an EOFError.
+        with closing(writer), suppress(ConnectionError, EOFError, ValueError, asyncio.CancelledError):
             while line := await reader.readline():
-                writer.write(await self._reply(line))
+                writer.write(await self._reply(line, reader))
                 await writer.drain()
 
-    async def _reply(self, line: bytes) -> bytes:
+    async def _reply(self, line: bytes, reader: asyncio.StreamReader) -> bytes:
         try:
-            request = Request.parse(line)  # here and not in the disk thread: an error there undoes a whole group
-            reply = await self._disk.run(lambda queue: _page(queue, request))
+            if announced := _announced(line):
+                reply = await self._import(await reader.readexactly(announced))
+            else:
+                request = Request.parse(line)  # here and not in the disk thread: an error there undoes a whole group
+                reply = await self._disk.run(lambda queue: _page(queue, request))
         except BridgeError as error:
             return _line({"error": error.message, "hint": error.hint, "exit_status": error.exit_status})
         self._disk.wake()  # it may have requeued
         return reply
 
+    async def _import(self, lines: bytes) -> bytes:
+        parcel = await asyncio.to_thread(Parcel.of, lines)
+        return _line((await self._disk.run(lambda queue: self._importer.store(queue, parcel)))._asdict())
+
+
+def _announced(line: bytes) -> int:
+    """Return how many bytes of an import follow; 0: it is another request."""
+    try:
+        announced = orjson.loads(line)["import"]
+    except (ValueError, TypeError, KeyError):
+        return 0
+    return announced if isinstance(announced, int) and 0 < announced <= IMPORT_BYTES_MAX else 0
+
 
 def _page(queue: DiskQueue, request: Request) -> bytes:
-    return _line(answer(queue, request)._asdict())
+    items, following, body = answer(queue, request)
+    return _line({"items": items, "next": following, "bytes": len(body)}) + body
 
 
 def _line(value: object) -> bytes:
@@ -101,26 +126,36 @@ def _line(value: object) -> bytes:
 
 
 class Conversation:
-    """The command's end, with a running bridge."""
+    """The command's end, with a running bridge, which drains its queue meanwhile."""
+
+    drains = True
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lines = connection.makefile("rb")
 
-    def ask(self, request: Request) -> tuple[list[dict[str, Any]], int | None]:
+    def ask(self, request: Request) -> Page:
         """Return a page; raises what the bridge says is wrong."""
+        reply = self._say(request.line())
+        return Page(reply["items"], reply["next"], self._lines.read(reply["bytes"]))
+
+    def bring(self, lines: bytes) -> Imported:
+        """Import lines, at most `IMPORT_BYTES_MAX` bytes of them; return what became of them."""
+        return Imported(**self._say(_line({"import": len(lines)}) + lines))
+
+    def _say(self, request: bytes) -> dict[str, Any]:
         try:
-            self._connection.sendall(request.line())
+            self._connection.sendall(request)
             line = self._lines.readline()
         except OSError as error:
             raise FaultError(f"the bridge does not answer: {error.strerror or error}", "is it stopping?") from error
         if not line:
             raise FaultError("the bridge ended the conversation", "it was stopped, or died; ask again")
-        reply = orjson.loads(line)
+        reply: dict[str, Any] = orjson.loads(line)
         if "error" in reply:
             kind = OperatorError if reply["exit_status"] == OperatorError.exit_status else FaultError
             raise kind(reply["error"], reply["hint"])
-        return reply["items"], reply["next"]
+        return reply
 
     def close(self) -> None:
         """End it."""

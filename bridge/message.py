@@ -232,21 +232,32 @@ def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -
     is_json, value = parse_json(stored)
     if not is_json:
         return None
-    if isinstance(value, dict) and value.get("specversion") == "1.0" and isinstance(value.get("id"), str):
-        line = stored.replace(b"\n", b" ").replace(b"\r", b" ").strip()
-        # The space keeps what only resembles our layout from being read by it; it is parsed instead.
-        return line if _is_ours(line, value) else b"{ " + line[1:].lstrip()
+    if is_event(value):
+        return in_one_line(stored, value)
     time = time_text(received_at or 0.0)
     event_id = uuid7(int((received_at or 0.0) * 1000), random_74_bits)
     return head(event_id, head_middle(source, "imported"), time) + tail(stored, is_json=True)
 
 
+def is_event(value: Any) -> bool:
+    """Tell whether a parsed JSON value is a CloudEvent with an id."""
+    return isinstance(value, dict) and value.get("specversion") == "1.0" and isinstance(value.get("id"), str)
+
+
+def in_one_line(stored: bytes, event: dict[str, Any]) -> bytes:
+    """Return the bytes of a CloudEvent (`event` is what they say) as they are stored: unchanged if they are ours."""
+    line = stored.replace(b"\n", b" ").replace(b"\r", b" ").strip()
+    # The space keeps what only resembles our layout from being read by it; it is parsed instead.
+    return line if _is_ours(line, event) else b"{ " + line[1:].lstrip()
+
+
 def _is_ours(line: bytes, event: dict[str, Any]) -> bool:
     """Tell whether a CloudEvent is in the one layout that is read without parsing."""
     *members, last = event
-    if tuple(members) != _MEMBERS or not isinstance(event["time"], str):
+    mark = f'","clockunset":"{event["clockunset"]}' if "clockunset" in event else ""
+    if tuple(name for name in members if name != "clockunset") != _MEMBERS or not isinstance(event["time"], str):
         return False
     what = b"%b%b" % (_TAIL, orjson.dumps(event["datacontenttype"]))
     expected = _JSON_TAIL if last == "data" else what + b',"data_base64":"'
     middle = head_middle(event["source"], event["subject"], event["type"])
-    return line.startswith(head(event["id"], middle, event["time"]) + expected)
+    return line.startswith(head(event["id"], middle, event["time"] + mark) + expected)

@@ -226,7 +226,7 @@ class Service:
     @asynccontextmanager
     async def _control(self) -> AsyncIterator[None]:
         """Answer `edge-bridge queue`; a file system without sockets must not keep predictions from being stored."""
-        control = Control(self._settings.queue.path, self._disk)
+        control = Control(self._settings.queue, self._disk)
         try:
             await control.start()
         except OperatorError as error:

@@ -7,10 +7,41 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from bridge.errors import BridgeError, ConfigError
 from bridge.log import printable
+
+PROGRESS_AFTER_SECONDS = 1.0
+
+Progress = Callable[[int, int], None]  # how much is done of how much; 0: nobody knows
+
+
+@contextmanager
+def progress(what: str, *, shows: bool = True) -> Iterator[Progress]:
+    """Yield a bar on standard error: only on a terminal, and only if it takes longer than a second."""
+    if not (shows and sys.stderr.isatty()):
+        yield lambda _done, _of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None)
+    began_at = time.monotonic()
+
+    def show(done: int, of: int) -> None:
+        if time.monotonic() - began_at > PROGRESS_AFTER_SECONDS:
+            bar.start()
+        bar.update(task, completed=done, total=of or None)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def print_error(error: BridgeError) -> None:

@@ -6,21 +6,17 @@ Both take the queue's lock first, so never while a bridge runs; which mends its 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bridge.cli.output import print_json
+from bridge.cli.output import print_json, progress
 from bridge.config import load_from_environment
 from bridge.disk_queue import FolderLock, Report, Verification, delete_surplus
 from bridge.disk_queue import repair as repair_queue
 from bridge.disk_queue import verify as verify_queue
 from bridge.errors import QueueUnusableError
 
-PROGRESS_AFTER_SECONDS = 1.0
-BAR_COLUMNS = 30
 _NAMES = {0: "waiting", 1: "waiting", 2: "waiting", 5: "delivered", 9: "dead"}
 
 
@@ -31,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Print what is wrong with the queue; 0 if nothing is. Changes nothing."""
-    with _folder(arguments) as folder, _progress("verifying") as progress:
-        found = verify_queue(folder, progress)
+    with _folder(arguments) as folder, progress("verifying") as show:
+        found = verify_queue(folder, show)
     if arguments.json:
         print_json({"sound": found.is_sound, **_verification(found)})
     else:
@@ -43,8 +39,8 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def repair(arguments: argparse.Namespace) -> int:
     """Set a damaged file aside and salvage its rows; 0 if none was lost."""
-    with _folder(arguments) as folder, _progress("salvaging") as progress:
-        reports = repair_queue(folder, progress)
+    with _folder(arguments) as folder, progress("salvaging") as show:
+        reports = repair_queue(folder, show)
         deleted = delete_surplus(folder)
     if arguments.json:
         print_json({"repaired": [report._asdict() for report in reports], "deleted": [old.file for old in deleted]})
@@ -68,24 +64,6 @@ def _folder(arguments: argparse.Namespace) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a bar for standard error, that shows on a terminal and only if it takes a while."""
-    started_at = time.monotonic()
-    shown = False
-
-    def show(done: int, of: int) -> None:
-        nonlocal shown
-        if sys.stderr.isatty() and time.monotonic() - started_at > PROGRESS_AFTER_SECONDS:
-            shown = True
-            full = BAR_COLUMNS * min(done, of) // max(of, 1)
-            print(f"\r{what} [{'#' * full}{'.' * (BAR_COLUMNS - full)}] {done} of {of}", end="", file=sys.stderr)
-
-    yield show
-    if shown:
-        print(file=sys.stderr)
 
 
 def _counts(rows: dict[int, int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ What destroys writes the loss ledger in the same transaction (I9). Rows in fligh
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -22,14 +22,16 @@ from bridge.loss import LossReason
 from bridge.topics import filter_fault, overlap
 
 _ENTRIES = 200  # of the ledger in a page
+_STEP_PAGES = 256  # given back to the file system at once: a MiB
 Item = dict[str, Any]
 
 
 class Page(NamedTuple):
-    """Some of the answer, and after what to go on; None: that was all."""
+    """Some of the answer, and after what to go on; None: that was all. `body`: bytes that are no JSON value."""
 
     items: list[Item]
     next: int | None
+    body: bytes = b""
 
 
 class Command(NamedTuple):
@@ -112,6 +114,7 @@ def _stats(queue: DiskQueue, _selection: Selection, _after: int) -> Page:
     oldest = queue.oldest_received_at()
     item: Item = {name: getattr(counts, name) for name in STATES}
     item |= {"bytes": counts.size_bytes, "oldest_at": rfc3339(oldest), "losses": totals}
+    item["first_row"], item["last_row"] = queue.row_range()
     item["lost"] = sum(number for reason, number in totals.items() if reason != LossReason.DEAD_REMOVED)
     return Page([item], None)
 
@@ -124,6 +127,16 @@ def _list(queue: DiskQueue, selection: Selection, after: int) -> Page:
 def _export(queue: DiskQueue, selection: Selection, after: int) -> Page:
     rows, following = queue.select(selection, after)
     return Page([_item(row) | _event(row.data) for row in rows], following)
+
+
+def _lines(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    rows, following = queue.select_bare(selection, after)
+    return Page([], following, ndjson(rows))
+
+
+def _ids(queue: DiskQueue, _selection: Selection, after: int) -> Page:
+    ids, following = queue.ids_without_index(after)
+    return Page([{"ids": ids}], following)
 
 
 def _losses(queue: DiskQueue, selection: Selection, after: int) -> Page:
@@ -161,10 +174,27 @@ def _remove(queue: DiskQueue, selection: Selection, after: int) -> Page:
     return Page([{"rows": len(rows)}], following)
 
 
+def _compact(queue: DiskQueue, _selection: Selection, after: int) -> Page:
+    """Give some pages back; `after`: how many of those that were free at the beginning are left (0: it begins)."""
+    free, page_bytes = queue.free_pages()
+    if not queue.gives_back:
+        return Page([{"bytes": 0, "left_bytes": free * page_bytes, "possible": False}], None)
+    left = min(after or free, free)
+    given = queue.give_back_pages(min(_STEP_PAGES, left)) if left else 0
+    following = left - given if given and left > given else None
+    if following is None:
+        queue.write_back_soon()
+    item = {"bytes": given * page_bytes, "left_bytes": (left - given) * page_bytes, "possible": True}
+    return Page([item], following)
+
+
 COMMANDS = {
     "stats": Command(_stats),
     "list": Command(_list),
     "export": Command(_export),
+    "lines": Command(_lines),
+    "ids": Command(_ids),
+    "compact": Command(_compact),
     "losses": Command(_losses),
     "requeue": Command(_requeue, ("dead",)),
     "discard": Command(_remove, ("ready", "dead")),
@@ -187,6 +217,27 @@ def _item(row: Listed) -> Item:
         "bytes": len(row.data),
         "died": died,
     }
+
+
+def ndjson(rows: Sequence[bytes]) -> bytes:
+    """Return an event a line; bytes that are no line of text become `{"data_base64":…}`."""
+    body = b"\n".join(rows)
+    if rows and all(rows) and body.count(b"\n") == len(rows) - 1 and _is_text(body):
+        return body + b"\n"
+    return b"".join(_line(row) for row in rows)
+
+
+def _line(row: bytes) -> bytes:
+    is_line = row and b"\n" not in row and _is_text(row)
+    return row + b"\n" if is_line else b'{"data_base64":"%b"}\n' % base64.b64encode(row)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _event(data: bytes) -> Item:

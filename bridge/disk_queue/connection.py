@@ -68,7 +68,7 @@ class QueueConnection(SQLiteAckQueue):
         self.folder = folder
         self._durability = durability
         self._adopt, self._redate = adopt, redate
-        self._changed = self._condemned = self._holds = False
+        self._changed = self._condemned = self._holds = self._wal_is_due = False
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
         try:
             with mapped(folder):
@@ -230,8 +230,13 @@ class QueueConnection(SQLiteAckQueue):
         """
         with mapped(self.folder):
             wal_bytes = (self.folder / WAL_NAME).stat().st_size
-        if wal_bytes > _WAL_BYTES_MAX:
+        if wal_bytes > _WAL_BYTES_MAX or self._wal_is_due:
+            self._wal_is_due = False
             self.checkpoint()
+
+    def write_back_soon(self) -> None:
+        """Have the next `bound_wal` write the WAL back, however small: only then does the file become smaller."""
+        self._wal_is_due = True
 
     def checkpoint(self) -> None:
         """Write the WAL back. No verb: run it between transactions."""

@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 
 from bridge.disk_queue.connection import QueueConnection
-from bridge.disk_queue.file import DAMAGE_HINT, FILE_NAME
+from bridge.disk_queue.file import DAMAGE_HINT, FILE_NAME, INCREMENTAL
 from bridge.disk_queue.ledger import Entry
 from bridge.disk_queue.receipts import ReceiptState
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, SavedRow, Span, merged, runs
-from bridge.disk_queue.selection import Listed, Selection, page
+from bridge.disk_queue.selection import Listed, Selection, bare_page, ids_without_index, page
 from bridge.errors import QueueDamagedError
 from bridge.loss import Gone, LossReason, by_topic
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, reads_as_ours, split
@@ -318,6 +318,20 @@ class DiskQueue(QueueConnection):
         """Return a page of the selected rows; `bridge.disk_queue.selection` says how."""
         return page(self._conn, selection, after_id, self._taken_ids())
 
+    def select_bare(self, selection: Selection, after_id: int) -> tuple[list[bytes], int | None]:
+        """Return a page of the stored bytes of the selected rows."""
+        return bare_page(self._conn, selection, after_id, self._taken_ids())
+
+    def ids_without_index(self, after_id: int) -> tuple[list[str], int | None]:
+        """Return a page of the ids by which `find_events` does not find: those that the bridge made."""
+        return ids_without_index(self._conn, after_id)
+
+    def row_range(self) -> tuple[int, int]:
+        """Return the lowest and the highest id of the rows that are there; (0, 0) if none is."""
+        ends = (self._conn.execute(f"SELECT {end}(_id) FROM ack_queue_default").fetchone()[0] for end in ("MIN", "MAX"))
+        lowest, highest = (end or 0 for end in ends)
+        return lowest, highest
+
     def requeue(self, row_ids: Sequence[int]) -> None:
         """Dead rows become ready again, in their old place; why they died stays written."""
         for first, last in runs(row_ids):
@@ -397,9 +411,27 @@ class DiskQueue(QueueConnection):
         """Give some free pages back to the file system, if more than a quarter of the file is free."""
         free = self._pragma("freelist_count")
         if free > _VACUUM_PAGES and free * 4 > self._pragma("page_count"):
-            for _ in range(_VACUUM_PAGES):  # one at a time: sqlite3 stops the pragma after its first step
-                self._conn.execute("PRAGMA incremental_vacuum(1)")
-            self._changed = True
+            self.give_back_pages(_VACUUM_PAGES)
+
+    def give_back_pages(self, pages: int) -> int:
+        """Give at most so many free pages at the file's end back to the file system; return how many.
+
+        Rows of the last pages move to free places in front: that is written to the WAL, and nothing else needs room.
+        """
+        before = self._pragma("freelist_count")
+        for _ in range(min(pages, before)):  # one at a time: sqlite3 stops the pragma after its first step
+            self._conn.execute("PRAGMA incremental_vacuum(1)")
+        self._changed = True
+        return before - self._pragma("freelist_count")
+
+    def free_pages(self) -> tuple[int, int]:
+        """Return how many pages of the file are free, and the bytes of one."""
+        return self._pragma("freelist_count"), self._pragma("page_size")
+
+    @property
+    def gives_back(self) -> bool:
+        """Tell whether the file can be made smaller step by step; a file that the stock library made cannot."""
+        return self._pragma("auto_vacuum") == INCREMENTAL
 
     # --- after a damage ----------------------------------------------------------------------------------------
 
@@ -466,11 +498,14 @@ class DiskQueue(QueueConnection):
 
     # --- questions ---------------------------------------------------------------------------------------------
 
-    def find_events(self, event_ids: Iterable[str], view: Callable[[bytes], bytes] = bytes) -> dict[str, bytes]:
+    def find_events(
+        self, event_ids: Iterable[str], view: Callable[[bytes], bytes] = bytes, *, dead_too: bool = False
+    ) -> dict[str, bytes]:
         """Return what `view` makes of the stored events that carry one of these producer's ids.
 
         Waiting ones, and those delivered and still kept. One event at a time is in memory.
         """
+        living = "" if dead_too else " AND status <> 9"
         wanted = list(dict.fromkeys(event_ids))
         found: dict[str, bytes] = {}
         for start in range(0, len(wanted), 500):
@@ -478,7 +513,7 @@ class DiskQueue(QueueConnection):
             marks = ",".join("?" * len(some))
             rows = self._conn.execute(
                 "SELECT event_id, CAST(data AS BLOB) FROM ack_queue_default INDEXED BY edge_event"
-                f" WHERE event_id IN ({marks}) AND event_id IS NOT NULL AND status <> 9",
+                f" WHERE event_id IN ({marks}) AND event_id IS NOT NULL{living}",
                 some,
             )
             found.update((own_id, view(data)) for own_id, data in rows)

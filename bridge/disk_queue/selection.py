@@ -16,6 +16,7 @@ from bridge.topics import overlap
 
 PAGE_ROWS = 500
 _PAGE_BYTES = 1 << 20
+_LINES_ROWS = 4096  # in a page of bare bytes, of which nothing is decoded
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 
 STATES = ("ready", "taken", "delivered", "dead")
@@ -74,21 +75,58 @@ def page(
     return found, None
 
 
+def bare_page(
+    connection: sqlite3.Connection, selection: Selection, after_id: int, taken: Collection[int]
+) -> tuple[list[bytes], int | None]:
+    """Return the stored bytes of the selected rows among the next ones; they are decoded only where it must be."""
+    if selection.ids or selection.topic is not None or selection.reason is not None:
+        rows, following = page(connection, selection, after_id, taken)
+        return [row.data for row in rows], following
+    found: list[bytes] = []
+    size_bytes = 0
+    wanted = frozenset(selection.states or STATES)
+    takes_all = wanted == frozenset(STATES) and selection.received_before is None
+    head, condition = _place(selection)
+    sql = f"SELECT _id, CAST(data AS BLOB), status, CAST(timestamp AS REAL) FROM ack_queue_default {head}"
+    cursor = connection.execute(f"{sql} WHERE {condition} ORDER BY _id LIMIT ?", (after_id, _LINES_ROWS))
+    for looked, (row_id, data, status, received_at) in enumerate(cursor, start=1):
+        if takes_all or (
+            _state(status, row_id, taken) in wanted and _is_older(_time(received_at), selection.received_before)
+        ):
+            found.append(data or b"")
+        size_bytes += len(data or b"")
+        if looked >= _LINES_ROWS or size_bytes >= _PAGE_BYTES:
+            return found, row_id
+    return found, None
+
+
+def ids_without_index(connection: sqlite3.Connection, after_id: int) -> tuple[list[str], int | None]:
+    """Return the ids that the bridge made (producers' own are in an index) of the next rows, and how to go on."""
+    looked = connection.execute(
+        "SELECT _id, CASE WHEN event_id IS NULL THEN CAST(data AS BLOB) END FROM ack_queue_default"
+        " WHERE _id > ? ORDER BY _id LIMIT ?",
+        (after_id, PAGE_ROWS),
+    ).fetchall()
+    ids = [own_id for _, data in looked if data and (own_id := _identity(data)[0])]
+    return ids, looked[-1][0] if len(looked) == PAGE_ROWS else None
+
+
 def _rows(connection: sqlite3.Connection, selection: Selection, after_id: int) -> Iterator[tuple[Any, ...]]:
     known = _by_own_id(connection, selection.ids)
-    states = set(selection.states or STATES)
-    if known is not None:
-        where = f"WHERE _id > ? AND _id IN ({','.join(map(str, known))})"
-    elif states <= {"ready", "taken"}:
-        where = "INDEXED BY edge_ready WHERE status < 2 AND _id > ?"
-    elif len(states) == 1:
-        where = f"INDEXED BY edge_settled WHERE status >= 5 AND status = {DEAD if 'dead' in states else DELIVERED}"
-        where += " AND _id > ?"
-    else:
-        where = "WHERE _id > ?"
-    head, _, condition = where.partition("WHERE")
+    head, condition = _place(selection) if known is None else ("", f"_id > ? AND _id IN ({','.join(map(str, known))})")
     sql = f"SELECT {_COLUMNS} FROM ack_queue_default {head} LEFT JOIN edge_dead ON row_id = _id WHERE {condition}"
     return connection.execute(f"{sql} ORDER BY _id", (after_id,))
+
+
+def _place(selection: Selection) -> tuple[str, str]:
+    """Return by which index the rows of these states are found, and its condition."""
+    states = set(selection.states or STATES)
+    if states <= {"ready", "taken"}:
+        return "INDEXED BY edge_ready", "status < 2 AND _id > ?"
+    if len(states) == 1:
+        status = DEAD if "dead" in states else DELIVERED
+        return "INDEXED BY edge_settled", f"status >= 5 AND status = {status} AND _id > ?"
+    return "", "_id > ?"
 
 
 def _by_own_id(connection: sqlite3.Connection, event_ids: tuple[str, ...]) -> list[int] | None:
@@ -141,7 +179,11 @@ def _matches(row: Listed, selection: Selection) -> bool:
     return (
         (not selection.states or row.state in selection.states)
         and (not selection.ids or row.event_id in selection.ids)
-        and (selection.received_before is None or (row.received_at or 0.0) < selection.received_before)
+        and _is_older(row.received_at, selection.received_before)
         and (selection.topic is None or (row.topic is not None and overlap(selection.topic, row.topic)))
         and (selection.reason is None or (row.died is not None and row.died.reason == selection.reason))
     )
+
+
+def _is_older(received_at: float | None, received_before: float | None) -> bool:
+    return received_before is None or (received_at or 0.0) < received_before

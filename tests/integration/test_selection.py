@@ -123,6 +123,6 @@ def test_rows_in_flight_are_neither_discarded_nor_purged(disk_queue: DiskQueue) 
     put(disk_queue, 4)
     with disk_queue.transaction():
         disk_queue.take(2, 1 << 20)
-        (item,), _ = answer(disk_queue, Request.of("discard", Selection(states=("ready",))))
-    assert item == {"rows": 2}
+        page = answer(disk_queue, Request.of("discard", Selection(states=("ready",))))
+    assert page.items == [{"rows": 2}]
     assert disk_queue.counts()[:4] == (0, 2, 0, 0)

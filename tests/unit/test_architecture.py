@@ -33,7 +33,7 @@ LAYERS = (
     {"message", "events", "topics", "environment"},
     {"loss", "config", "wire", "batch", "verdict", "backoff", "agenda", "status", "log", "liveness"},
     EDGES,
-    {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "rescue", "announcer"},
+    {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "importer", "rescue", "announcer"},
     {"service", "client", "monitor"},  # tops: the bridge's, the producer's, the observer's
     {"demo", "bench"},
     {"cli"},
