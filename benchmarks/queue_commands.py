@@ -75,9 +75,9 @@ def measure(folder: Path, command: str, stdin: Path | None = None) -> Measured:
             stdin=source,
             stdout=subprocess.PIPE,
         )
-    assert process.stdout
     digest, first_at = hashlib.blake2b(), 0.0
-    while some := os.read(process.stdout.fileno(), 1 << 20):
+    output = process.stdout.fileno() if process.stdout else -1
+    while some := os.read(output, 1 << 20):
         first_at = first_at or time.monotonic()
         digest.update(some)
     _, status, usage = os.wait4(process.pid, 0)
@@ -132,7 +132,9 @@ def main() -> int:
         measure(folder, f"export --output {exported}")
         for again in ("import", "import (again)"):
             show("offline", again, options.rows, measure(Path(name) / "other", "import -", exported))
-        return int(any(measured.output != offline[command].output for command, measured in live.items()))
+        different = [name for name, measured in live.items() if measured.output != offline[name].output]
+        print(f"different live and offline: {', '.join(different) or 'nothing'}")
+        return int(bool(different))
 
 
 if __name__ == "__main__":
