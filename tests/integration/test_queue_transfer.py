@@ -93,7 +93,13 @@ def make_queue(folder: Path) -> None:
         taken = [row.row_id for row in queue.take(3000, 1 << 30)]
         queue.reject([DeadRow(row_id, "refused", 422, 3, "no") for row_id in taken[:5]])
         queue.ack_rows(taken[5:])
-        strange = [b"\xff\xfe", b'{\n"specversion":"1.0","id":"lines"}', b'"\xc3\xa9\xe2\x80\xa8"', b"x" * (1 << 20)]
+        strange = [
+            b"\xff\xfe",
+            b'{\n"specversion":"1.0","id":"lines"}',
+            b'"\xc3\xa9\xe2\x80\xa8"',
+            b"x" * (1 << 20),
+            b"",
+        ]
         queue.put_rows([NewRow(data, 1.0) for data in strange])
         queue.put_rows([NewRow(event("ours"), 1.0)])
     queue.close()
@@ -136,7 +142,8 @@ def test_an_export_has_a_line_an_event_and_every_selection_picks_its_rows(tmp_pa
     everything = run(folder, "export")[1].splitlines(keepends=True)
     assert everything[:6000] == [event(f"m{n}", topic=f"t/{n % 2}") + b"\n" for n in range(6000)]
     assert everything[6000] == b'{"data_base64":"//4="}\n'
-    assert len(run(folder, "export")[1].split(b"\n")) == 6000 + 5 + 1, "a line break in a row makes no line"
+    assert len(run(folder, "export")[1].split(b"\n")) == 6000 + 6 + 1, "a line break in a row makes no line"
+    assert everything[6004:] == [b'{"data_base64":""}\n', event("ours") + b"\n"]
     assert run(folder, "export", "--state", "delivered")[1].splitlines(keepends=True) == everything[5:3000]
     assert run(folder, "export", "--reason", "refused")[1].splitlines(keepends=True) == everything[:5]
     assert run(folder, "export", "--id", "ours")[1] == event("ours") + b"\n"
@@ -204,20 +211,22 @@ def test_a_line_that_memory_should_not_hold_is_passed_over(
 # --- the bounds ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bound", [GROUP_LINES // 3, GROUP_LINES + 700])
 def test_a_stopped_queue_that_may_lose_nothing_takes_what_it_has_room_for(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, bound: int
 ) -> None:
     monkeypatch.setenv("BRIDGE_QUEUE__OVERFLOW", "block")
-    monkeypatch.setenv("BRIDGE_QUEUE__MAX_MESSAGES", "1700")
+    monkeypatch.setenv("BRIDGE_QUEUE__MAX_MESSAGES", str(bound))
     (tmp_path / "events").write_bytes(lines(3000))
     status, _, errors = run(tmp_path / "queue", "import", str(tmp_path / "events"))
     assert status == 1
-    assert (
-        errors.splitlines()[0] == "edge-bridge: error: no room in the queue: queue.max_messages reached (1,700 stored)"
-    )
-    assert run(tmp_path / "queue", "export")[1] == lines(1700)
+    assert f"no room in the queue: queue.max_messages reached ({bound:,} stored)" in errors.splitlines()[0]
+    assert run(tmp_path / "queue", "export")[1] == lines(bound)
     monkeypatch.setenv("BRIDGE_QUEUE__MAX_MESSAGES", "0")
-    assert run(tmp_path / "queue", "import", str(tmp_path / "events"))[1] == b"1,300 stored, 1,700 skipped\n"
+    assert (
+        run(tmp_path / "queue", "import", str(tmp_path / "events"))[1]
+        == f"{3000 - bound:,} stored, {bound:,} skipped\n".encode()
+    )
     assert run(tmp_path / "queue", "export")[1] == lines(3000)
 
 
@@ -327,7 +336,7 @@ def test_parquet_has_the_columns_of_csv(tmp_path: Path, run: Run) -> None:
     make_queue(tmp_path / "queue")
     assert run(tmp_path / "queue", "export", "--format", "parquet", "--output", str(tmp_path / "out"))[0] == 0
     table = parquet.read_table(tmp_path / "out").to_pylist()
-    assert len(table) == 6005
+    assert len(table) == 6006
     assert (table[7]["id"], table[7]["event"], table[7]["row"]) == ("m7", event("m7", topic="t/1").decode(), 8)
 
 
