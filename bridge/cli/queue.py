@@ -161,7 +161,8 @@ def _change(command: str, done: str, *, destroys: bool) -> Callable[[argparse.Na
 def _agreed(queue: Reached, request: Request) -> bool:
     if not sys.stdin.isatty():
         raise OperatorError(f"{request.command} destroys rows, and nobody is here to be asked", "add --yes to do it")
-    rows = sum(1 for _ in items(queue, "list", request.selection))
+    with progress("counting") as show:
+        rows = sum(1 for _ in items(queue, "list", request.selection, show))
     print(f"{request.command} {count(rows)} rows ({', '.join(request.selection.states)})? [y/N] ", end="", flush=True)
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
@@ -185,6 +186,7 @@ def _destroying_options(parser: Options) -> None:
 
 
 def _show_options(parser: Options) -> None:
+    json_option(parser)
     parser.add_argument("id", metavar="ID", help="event id, as `queue list` shows it")
 
 

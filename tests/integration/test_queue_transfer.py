@@ -21,7 +21,7 @@ from persistqueue import SQLiteAckQueue
 from bridge.cli import main
 from bridge.config import Settings
 from bridge.control import Control
-from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, serializer
+from bridge.disk_queue import FILE_NAME, SOCKET_NAME, DiskQueue, NewRow, serializer
 from bridge.disk_queue.reserve import RESERVE_NAME
 from bridge.disk_thread import DiskThread
 from bridge.importer import GROUP_LINES
@@ -206,6 +206,18 @@ def test_a_line_that_memory_should_not_hold_is_passed_over(
     status, output, errors = run(tmp_path / "queue", "import", str(tmp_path / "events"))
     assert (status, output) == (1, b"2 stored, 1 refused\n")
     assert errors.startswith("edge-bridge: error: line 2: it is longer than")
+
+
+async def test_an_import_that_breaks_off_in_a_line_stores_nothing_of_its_group(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "queue"
+    async with way(folder, live=True) as disk:
+        assert disk
+        reader, writer = await asyncio.open_unix_connection(folder / SOCKET_NAME)
+        writer.write(b'{"import":100000}\n' + lines(10))
+        writer.close()
+        await writer.wait_closed()
+        assert await reader.read() == b""
+        assert (await asyncio.to_thread(run, folder, "export")) == (0, b"", "")
 
 
 # --- the bounds ------------------------------------------------------------------------------------------------------
