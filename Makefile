@@ -4,7 +4,7 @@
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 export VENV PYTHON
 
 BIN := $(VENV)/bin
@@ -23,10 +23,10 @@ setup: ## .venv with the locked dependencies, and Mosquitto where it is missing
 demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 	@$(BIN)/edge-bridge demo $(ARGS)
 
-# Two workers: the tests mostly wait, and a few of them look at the clock. Each file stays with one worker, so nothing
-# within it runs side by side.
+# Three workers for two cores: the tests mostly wait, and a few of them look at the clock. Each file stays with one
+# worker, so nothing within it runs side by side; they are begun in the order of tests/conftest.py, the longest first.
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # docker-compose.yml for real: built, broken, counted. Needs a Docker engine.
 test-containers: setup

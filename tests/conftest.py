@@ -22,6 +22,27 @@ hypothesis.settings.register_profile("dev", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=100, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+# Begun first, or the last worker would be alone with one of them for a minute; longest first, as measured. Behind them
+# comes the order of collection: acceptance, integration, and the unit tests, which fill what is left.
+LONG_FILES = (
+    "test_promise_02_power_cut.py",
+    "test_promise_07_failing_disk.py",
+    "test_promise_01_sigkill_at_random_moments.py",
+    "test_promise_33_clock_jumps.py",
+    "test_promise_38_soak.py",
+    "test_client_kills.py",
+    "test_promise_21_backlog_while_the_bridge_is_down.py",
+    "test_supervision.py",
+    "test_promise_22_bridge_restarted.py",
+    "test_bench.py",
+    "test_demo.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
 
 @pytest.fixture
 def free_port() -> int:
