@@ -231,8 +231,10 @@ class Service:
             await control.start()
         except OperatorError as error:
             log.warning("%s; going on without it (%s)", error.message, error.hint)
-        yield
-        await control.stop()
+        try:
+            yield
+        finally:
+            await control.stop()
 
     @asynccontextmanager
     async def _web(self) -> AsyncIterator[None]:
@@ -252,8 +254,10 @@ class Service:
             await server.start()
         except OperatorError as error:
             log.warning("%s; going on without it (%s)", error.message, error.hint)
-        yield
-        await server.stop()
+        try:
+            yield
+        finally:
+            await server.stop()
 
     async def _requeue(self, row_ids: Sequence[int]) -> int:
         wanted = frozenset(row_ids)
@@ -489,6 +493,5 @@ async def _within(deadline: float, work: Awaitable[None]) -> None:
 
 def _first(errors: BaseExceptionGroup[BridgeError]) -> BridgeError:
     """Return the error that took the service down: the first that is not itself a group."""
-    for error in errors.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError(errors)
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
