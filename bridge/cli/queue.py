@@ -202,7 +202,7 @@ VERBS = {
     "requeue": Verb(
         "dead rows back into the queue, in their old place",
         selection_options,
-        _change("requeue", "are ready again", destroys=False),
+        _change("requeue", "ready again", destroys=False),
     ),
     "discard": Verb(
         "give up waiting or dead rows; the loss ledger remembers them",

@@ -1,7 +1,4 @@
-"""A command of ours run here and now, in this process: what it prints and how it ends, without an interpreter's start.
-
-That the real process does the same is shown by the acceptance tests.
-"""
+"""`edge-bridge …` within the test's process: what it prints, and its exit status. Tests of the process take a child."""
 
 from __future__ import annotations
 
@@ -11,13 +8,44 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import NamedTuple
 from unittest import mock
+
+import pytest
 
 from bridge.cli import main
 
 
+class Shown(NamedTuple):
+    """What a command left behind."""
+
+    exit_status: int
+    stdout: str
+    stderr: str
+
+
+class Command:
+    """Runs `main` in a folder of its own, under no BRIDGE_ variables but the given ones."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.variables: dict[str, str] = {}  # of every call
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str, **variables: str) -> Shown:
+        with self._monkeypatch.context() as patch:
+            patch.chdir(self.folder)
+            for name in [name for name in os.environ if name.startswith("BRIDGE_")]:
+                patch.delenv(name)
+            for name, value in (self.variables | variables).items():
+                patch.setenv(name, value)
+            self._capsys.readouterr()
+            exit_status = main(arguments)
+        return Shown(exit_status, *self._capsys.readouterr())
+
+
 def run_command(*words: str, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """Run `edge-bridge WORDS` in that folder with nothing of BRIDGE_ in the environment but these variables."""
+    """Run it for fixtures that outlive a test, where capsys cannot help: in that folder with nothing of BRIDGE_ in the environment but these variables."""
     stdout, stderr = _stream(), _stream()
     with (
         contextlib.chdir(folder),

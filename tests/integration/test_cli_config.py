@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,25 +13,13 @@ import jsonschema
 import pytest
 
 from bridge import __version__
-from tests.harness.command import run_command
+from bridge.cli import check_config
+from bridge.cli.output import print_table
+from bridge.errors import FaultError
+from tests.harness.command import Command
 
 ROOT = Path(__file__).parents[2]
 SECRET = "canary-token"
-
-
-class Command:
-    """Runs `edge-bridge …` in this process, in an empty folder, under nothing but the given variables."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return run_command(*arguments, folder=self.folder, variables=variables)
-
-
-@pytest.fixture
-def edge_bridge(tmp_path: Path) -> Command:
-    return Command(tmp_path)
 
 
 # ---- the frame ----
@@ -39,18 +27,9 @@ def edge_bridge(tmp_path: Path) -> Command:
 
 def test_help_lists_every_command_with_what_it_is_for(edge_bridge: Command) -> None:
     shown = edge_bridge("--help")
-    assert shown.returncode == 0
+    assert shown.exit_status == 0
     for command in ("run", "receiver", "demo", "status", "check-config", "config", "bench", "queue"):
         assert re.search(rf"^  {command} +\w+", shown.stdout, re.MULTILINE), command
-
-
-def test_help_loads_none_of_the_libraries(edge_bridge: Command) -> None:
-    """So that it answers at once on a slow machine; counted in modules, not in seconds."""
-    program = "import sys; from bridge.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stderr
-    assert not {"pydantic", "aiohttp", "asyncio", "rich", "paho", "sqlite3", "orjson"} & set(loaded.split())
 
 
 def test_version_is_the_packages(edge_bridge: Command) -> None:
@@ -73,7 +52,7 @@ def test_bad_arguments_are_one_line_and_a_hint_and_exit_2(
     edge_bridge: Command, arguments: list[str], words: str
 ) -> None:
     shown = edge_bridge(*arguments)
-    assert shown.returncode == 2
+    assert shown.exit_status == 2
     assert shown.stdout == ""
     error, hint = shown.stderr.splitlines()
     assert error.startswith("edge-bridge: error: ")
@@ -81,39 +60,48 @@ def test_bad_arguments_are_one_line_and_a_hint_and_exit_2(
     assert words in shown.stderr
 
 
-def test_a_fault_of_ours_is_one_line_too_and_a_traceback_only_on_request(edge_bridge: Command) -> None:
-    program = (
-        "import sys, bridge.cli.check_config as c; c.execute = lambda args: 1 / 0\n"
-        "from bridge.cli import main; sys.exit(main(['check-config']))"
-    )
-    for variables, lines in (({}, 2), ({"BRIDGE_DEBUG": "1"}, None)):
-        shown = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={"PATH": os.environ["PATH"], **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert shown.returncode == 1
-        assert ("Traceback" in shown.stderr) is (lines is None)
-        assert lines is None or len(shown.stderr.splitlines()) == lines
+def test_a_fault_of_ours_is_one_line_too_and_a_traceback_only_on_request(
+    edge_bridge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_config, "execute", lambda _: 1 / 0)
+    shown = edge_bridge("check-config")
+    assert shown.exit_status == 1
+    error, hint = shown.stderr.splitlines()
+    assert error == "edge-bridge: error: internal error: ZeroDivisionError: division by zero"
+    assert "BRIDGE_DEBUG=1" in hint
+    with pytest.raises(ZeroDivisionError):
+        edge_bridge("check-config", BRIDGE_DEBUG="1")
 
 
-def test_a_reader_that_goes_away_is_no_error(edge_bridge: Command) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    shown = subprocess.run(
-        [sys.executable, "-m", "bridge", "config", "schema"],
-        cwd=ROOT,
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(write_end)
-    assert shown.stderr == ""
-    assert shown.returncode == 141
+@pytest.mark.parametrize(
+    ("error", "exit_status", "words"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 1, "edge-bridge: error: no memory for the process"),
+        (OSError(errno.EMFILE, "Too many open files"), 1, "edge-bridge: error: Too many open files for the process"),
+        (FaultError("the broker is gone"), 1, "edge-bridge: error: the broker is gone"),
+    ],
+)
+def test_the_exit_status_says_who_must_act(
+    edge_bridge: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    exit_status: int,
+    words: str,
+) -> None:
+    def fail(_: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(check_config, "execute", fail)
+    shown = edge_bridge("check-config")
+    assert (shown.exit_status, shown.stdout) == (exit_status, "")
+    assert "".join(shown.stderr.splitlines()[:1]) == words
+
+
+def test_titles_are_bold_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(("KEY", "VALUE"), [("a", "1"), ("long", "\x1b[2J")])
+    assert capsys.readouterr().out.splitlines() == ["\x1b[1mKEY   VALUE\x1b[0m", "a     1", "long  \\x1b[2J"]
 
 
 # ---- check-config ----
@@ -121,14 +109,14 @@ def test_a_reader_that_goes_away_is_no_error(edge_bridge: Command) -> None:
 
 def test_a_valid_configuration_is_said_to_be_valid(edge_bridge: Command) -> None:
     shown = edge_bridge("check-config", "--config", str(ROOT / "config" / "bridge.toml"))
-    assert (shown.returncode, shown.stderr) == (0, "")
+    assert (shown.exit_status, shown.stderr) == (0, "")
     assert "is valid" in shown.stdout
     assert "bridge.toml" in shown.stdout
 
 
 def test_all_problems_are_told_on_standard_error_with_one_hint(edge_bridge: Command) -> None:
     shown = edge_bridge("check-config", BRIDGE_MQTT__PORT="x", BRIDGE_MQTT__HSOT="x", BRIDGE_WEB__PORT="99999")
-    assert shown.returncode == 2
+    assert shown.exit_status == 2
     assert shown.stdout == ""
     *errors, hint = shown.stderr.splitlines()
     assert len(errors) == 4
@@ -141,10 +129,10 @@ def test_check_config_json_has_a_stable_shape(edge_bridge: Command, tmp_path: Pa
     file = tmp_path / "bridge.toml"
     file.write_text('[upload]\nurl = "https://x/"\n', encoding="utf-8")
     good = edge_bridge("check-config", "--json", "--config", str(file))
-    assert good.returncode == 0
+    assert good.exit_status == 0
     assert json.loads(good.stdout) == {"valid": True, "file": str(file), "problems": []}
     bad = edge_bridge("check-config", "--json", BRIDGE_LOG__LEVEL="loud", BRIDGE_UPLOAD__URL="https://x/")
-    assert bad.returncode == 2
+    assert bad.exit_status == 2
     document = json.loads(bad.stdout)
     assert (document["valid"], document["file"]) == (False, None)
     assert [set(problem) for problem in document["problems"]] == [{"key", "problem"}]
@@ -153,7 +141,7 @@ def test_check_config_json_has_a_stable_shape(edge_bridge: Command, tmp_path: Pa
 
 def test_a_named_file_that_is_missing_is_exit_2(edge_bridge: Command) -> None:
     shown = edge_bridge("check-config", "--config", "nope.toml")
-    assert shown.returncode == 2
+    assert shown.exit_status == 2
     assert "nope.toml" in shown.stderr
 
 
@@ -209,6 +197,6 @@ def test_no_secret_shows_in_any_problem(edge_bridge: Command) -> None:
         BRIDGE_MQTT__PASSWORD=SECRET,
         BRIDGE_WEB__TOKEN=f"{SECRET} {SECRET}",
     )
-    assert shown.returncode == 2
+    assert shown.exit_status == 2
     assert len(shown.stderr.splitlines()) == 7
     assert SECRET not in shown.stderr + shown.stdout

@@ -1,19 +1,24 @@
-"""`edge-bridge queue verify|repair`, on a queue that was stopped."""
+"""`edge-bridge queue verify|repair`, as the operator meets them, on a queue that was stopped."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
+import re
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from bridge.cli import queue_repair
 from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow
 from bridge.message import head, head_middle, tail
-from tests.harness.command import run_command
+from tests.harness.command import Command, Shown
 
-ROOT = Path(__file__).parents[2]
 ROWS = 300
 
 
@@ -30,9 +35,11 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def edge_bridge(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    variables = {"BRIDGE_QUEUE__PATH": str(folder), "BRIDGE_UPLOAD__URL": "http://127.0.0.1:1/"}
-    return run_command("queue", *arguments, folder=folder.parent, variables=variables)
+@pytest.fixture
+def queue(edge_bridge: Command, folder: Path) -> Callable[..., Shown]:
+    """Run `edge-bridge queue …` on the folder."""
+    edge_bridge.variables["BRIDGE_QUEUE__PATH"] = str(folder)
+    return partial(edge_bridge, "queue")
 
 
 def destroy(folder: Path) -> None:
@@ -40,39 +47,91 @@ def destroy(folder: Path) -> None:
         file.write(bytes(4096))
 
 
-def test_a_sound_queue_is_called_sound_and_left_alone(folder: Path) -> None:
-    verified, repaired = edge_bridge(folder, "verify"), edge_bridge(folder, "repair")
-    assert (verified.returncode, repaired.returncode) == (0, 0)
+def test_a_sound_queue_is_called_sound_and_left_alone(queue: Callable[..., Shown], folder: Path) -> None:
+    verified, repaired = queue("verify"), queue("repair")
+    assert (verified.exit_status, repaired.exit_status) == (0, 0)
     assert f"{ROWS} waiting, 0 delivered, 0 dead" in verified.stdout
     assert repaired.stdout == "nothing to repair\n"
 
 
-def test_a_damaged_queue_is_told_then_repaired_then_sound(folder: Path) -> None:
+def test_a_damaged_queue_is_told_then_repaired_then_sound(queue: Callable[..., Shown], folder: Path) -> None:
     destroy(folder)
-    verified = edge_bridge(folder, "verify", "--json")
-    assert verified.returncode == 1
+    verified = queue("verify", "--json")
+    assert verified.exit_status == 1
     assert json.loads(verified.stdout)["troubles"]
-    repaired = edge_bridge(folder, "repair", "--json")
-    assert repaired.returncode == 0
+    repaired = queue("repair", "--json")
+    assert repaired.exit_status == 0
     (report,) = json.loads(repaired.stdout)["repaired"]
     assert (report["waiting"], report["lost"], report["total"]) == (ROWS, 0, ROWS)
-    after = edge_bridge(folder, "verify", "--json")
-    assert after.returncode == 0
+    after = queue("verify", "--json")
+    assert after.exit_status == 0
     assert json.loads(after.stdout)["rows"]["waiting"] == ROWS
 
 
 @pytest.mark.parametrize("command", ["verify", "repair"])
-def test_the_queue_of_a_running_bridge_is_not_touched(folder: Path, command: str) -> None:
+def test_the_queue_of_a_running_bridge_is_not_touched(queue: Callable[..., Shown], folder: Path, command: str) -> None:
     destroy(folder)
     lock = FolderLock(folder)
-    refused = edge_bridge(folder, command)
+    refused = queue(command)
     lock.release()
-    assert refused.returncode == 2
+    assert refused.exit_status == 2
     assert f"process {os.getpid()}" in refused.stderr
     assert not list(folder.glob("*.damaged-*"))
 
 
-def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    refused = edge_bridge(tmp_path / "nowhere", "verify")
-    assert refused.returncode == 2
+def test_a_folder_that_is_not_there_is_not_made(edge_bridge: Command, tmp_path: Path) -> None:
+    refused = edge_bridge("queue", "verify", BRIDGE_QUEUE__PATH=str(tmp_path / "nowhere"))
+    assert refused.exit_status == 2
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_for_people_it_says_what_is_wrong_what_to_do_and_what_was_saved(
+    queue: Callable[..., Shown], folder: Path
+) -> None:
+    destroy(folder)
+    verified = queue("verify")
+    assert verified.exit_status == 1
+    *_, wrong, advice = verified.stdout.splitlines()
+    assert wrong.startswith("wrong: ")
+    assert "queue repair" in advice
+    repaired = queue("repair")
+    assert repaired.exit_status == 0
+    assert f"{ROWS} rows salvaged, {ROWS} of them waiting; 0 lost" in repaired.stdout
+    assert queue("verify").stdout.splitlines()[-1] == "the queue is sound"
+
+
+def test_a_status_that_there_is_not_is_wrong_and_counted(queue: Callable[..., Shown], folder: Path) -> None:
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        connection.execute("UPDATE ack_queue_default SET status = 7 WHERE _id <= 2")
+        connection.commit()
+    verified = queue("verify", "--json")
+    assert verified.exit_status == 1
+    document = json.loads(verified.stdout)
+    assert document["rows"] == {"waiting": ROWS - 2, "delivered": 0, "dead": 0, "strange": 2}
+    assert any("a status that there is not: {7: 2}" in trouble for trouble in document["troubles"])
+
+
+@pytest.mark.parametrize("content", ["CREATE TABLE notes (n)", "CREATE TABLE notes (n); PRAGMA user_version = 3"])
+def test_the_database_of_another_program_is_neither_called_sound_nor_touched(
+    edge_bridge: Command, tmp_path: Path, content: str
+) -> None:
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        connection.executescript(content)
+    before = (tmp_path / FILE_NAME).read_bytes()
+    for command in ("verify", "repair"):
+        refused = edge_bridge("queue", command, BRIDGE_QUEUE__PATH=str(tmp_path))
+        assert refused.exit_status == 2, refused
+        assert "another program" in refused.stderr
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_on_a_terminal_a_bar_shows_how_far_it_is(
+    queue: Callable[..., Shown], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_repair, "PROGRESS_AFTER_SECONDS", -1.0)
+    destroy(folder)
+    assert queue("verify").stderr == "", "not into a file"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar = queue("repair").stderr
+    assert bar.startswith("\rsalvaging [")
+    assert re.search(r"\[#{30}\] (\d+) of \1\n$", bar), bar
