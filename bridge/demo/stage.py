@@ -103,10 +103,6 @@ class Program:
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process else 0
-
     def start(self) -> None:
         environment = {
             "PATH": os.defpath,

@@ -45,7 +45,7 @@ class Command:
 
 
 def run_command(*words: str, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """Run it for fixtures that outlive a test, where capsys cannot help: in that folder with nothing of BRIDGE_ in the environment but these variables."""
+    """Run it for fixtures that outlive a test, where capsys cannot help; no BRIDGE_ variables but the given ones."""
     stdout, stderr = _stream(), _stream()
     with (
         contextlib.chdir(folder),

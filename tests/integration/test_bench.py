@@ -1,12 +1,9 @@
-"""`edge-bridge bench` with its real processes and few messages. No figure is asserted here.
-
-Figures depend on the machine; that every message is accounted for, that the document is whole, and that nothing is
-left behind does not.
-"""
+"""`edge-bridge bench` within the test's process, and its own processes one by one. No figure is asserted here."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -15,94 +12,38 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
-from bridge.bench import measure, programs
+from bridge.bench import machine, measure
 from bridge.bench.contenders import Bridge, NullSubscriber, Surroundings
-from bridge.bench.programs import Program
+from bridge.bench.predictions import Phase
+from bridge.bench.programs import Program, Talker
+from bridge.bench.results import Mode, Run
+from bridge.cli import bench
+from bridge.errors import FaultError
 from tests.harness import wait_until
-from tests.harness.command import run_command
+from tests.harness.bridge import REPOSITORY
+from tests.harness.command import Command
+from tests.harness.mosquitto import Mosquitto
 
-ROOT = Path(__file__).parents[2]
-QUICK = ("--runs", "1", "--messages", "3000", "--latency-seconds", "1", "--latency-rate", "200", "--idle-seconds", "1")
+QUICK = ("--runs", "1", "--messages", "3000")
 
 pytestmark = pytest.mark.usefixtures("mosquitto_installed")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bridge", "bench", "--folder", str(folder), *arguments],
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BRIDGE_QUEUE__PATH": "/nowhere"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def bench(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run it in this process; its own programs are processes of course."""
-    with mock.patch.dict(programs.ENVIRONMENT, {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_")}):
-        done = run_command("bench", "--folder", str(folder), *arguments, folder=folder)
-    return done.returncode, done.stdout, done.stderr
-
-
-def processes_in(folder: Path) -> list[str]:
-    """The command lines of all processes whose working directory is in the folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            inside = (process / "cwd").readlink().is_relative_to(folder)
-            found += [(process / "cmdline").read_text()] if inside else []
-        except OSError:
-            continue
-    return found
-
-
-def test_every_mode_is_measured_and_every_message_accounted_for(tmp_path: Path) -> None:
-    status, stdout, stderr = bench(tmp_path, *QUICK, "--compression", "zstd", "--json", "-")
-    assert status == 0, stderr
-    document: dict[str, Any] = json.loads(stdout)
-    assert document["missing"] == 0
-    assert [mode["title"] for mode in document["modes"]] == ["ceiling: null subscriber", "bridge: power, zstd"]
-    ceiling, bridge = (mode["runs"][0] for mode in document["modes"])
-    assert (ceiling["messages"], ceiling["missing"], ceiling["latency"]) == (3000, 0, None)
-    assert (bridge["messages"], bridge["missing"]) == (3000, 0)
-    assert bridge["latency"]["samples"] == 200
-    assert 0 < bridge["latency"]["p50_ms"] <= bridge["latency"]["p99_ms"] <= bridge["latency"]["max_ms"]
-    assert bridge["cpu_us_per_message"] > 0
-    assert bridge["rss_peak_bytes"] >= bridge["idle_rss_bytes"] > 10 << 20
-    assert document["environment"]["mosquitto"].startswith("2.")
-    assert document["alone"]["sink"]["zstd"]["messages_per_second"] > 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_terminal_it_prints_a_plain_table_and_can_write_the_runs_to_a_file(tmp_path: Path) -> None:
-    options = ("--compression", "none", "--durability", "crash", "--latency-seconds", "0", "--idle-seconds", "0")
-    status, stdout, stderr = bench(tmp_path, *QUICK, *options, "--json", "runs.json")
+def test_without_a_terminal_it_prints_a_plain_table_and_can_write_the_runs_to_a_file(
+    edge_bridge: Command, tmp_path: Path
+) -> None:
+    quick = ("--latency-seconds", "1", "--latency-rate", "50", "--idle-seconds", "0")
+    options = ("--compression", "none", "--durability", "crash", *quick)
+    status, stdout, stderr = edge_bridge("bench", "--folder", str(tmp_path), *QUICK, *options, "--json", "runs.json")
     assert status == 0, stderr
     assert "\x1b" not in stdout + stderr
     row = next(line for line in stdout.splitlines() if "bridge: crash, none" in line)
     document = json.loads((tmp_path / "runs.json").read_text())
     assert f"{document['modes'][1]['runs'][0]['messages_per_second']:,}" in row
-    assert document["modes"][1]["runs"][0]["latency"] is None
-
-
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="finds what is left over in /proc")
-@pytest.mark.parametrize(("number", "exit_status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_it_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals, exit_status: int) -> None:
-    with start(tmp_path, *QUICK, "--compression", "none", "--idle-seconds", "60") as process:
-        try:
-            wait_until(lambda: any("bridge\0run" in line for line in processes_in(tmp_path)), 60, "the bridge runs")
-        finally:
-            process.send_signal(number)
-        process.communicate(timeout=60)
-    assert process.returncode == exit_status
-    assert processes_in(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert document["modes"][1]["runs"][0]["latency"]["samples"] == 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +76,175 @@ def test_messages_that_a_contender_loses_are_missing_from_its_result(
         (("--messages", "none"), "not a number"),
         (("--compression", "lzma"), "lzma"),
         (("--folder", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--idle-seconds", "-1"), "is not a number of seconds"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(
-    tmp_path: Path, arguments: tuple[str, ...], complaint: str
+    edge_bridge: Command, tmp_path: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
-    status, stdout, stderr = bench(tmp_path, *arguments)
+    status, stdout, stderr = edge_bridge("bench", "--folder", str(tmp_path), *arguments)
     assert (status, stdout) == (2, "")
     assert complaint in stderr
     assert "hint: " in stderr
+
+
+# ---- its own processes, one by one ----
+
+
+class Part(subprocess.Popen[str]):
+    """One of the bench's processes, asked by hand. Leaving the context ends its standard input."""
+
+    def __init__(self, module: str, **options: object) -> None:
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        super().__init__(
+            [sys.executable, "-m", f"bridge.bench.{module}", *words],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def hear(self) -> dict[str, Any]:
+        assert self.stdout
+        return dict(json.loads(self.stdout.readline()))
+
+    def ask(self, do: str, **arguments: object) -> dict[str, Any]:
+        assert self.stdin
+        self.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.stdin.flush()
+        return self.hear()
+
+
+def reported(part: Part, count: int) -> dict[str, Any]:
+    """What it has counted, once all are there."""
+    return wait_until(lambda: report if (report := part.ask("report"))["unique"] >= count else None) or {}
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_the_sink_counts_what_the_poster_posts(compression: str) -> None:
+    with Part("sink") as sink:
+        port = sink.hear()["port"]
+        assert sink.ask("expect", phase=int(Phase.THROUGHPUT)) == {}
+        with Part("poster", port=port, count=2500, payload_bytes=100, compression=compression) as poster:
+            assert poster.hear() == {"ready": True}
+            sent = poster.ask("post")
+        report = reported(sink, 2500)
+    assert (report["unique"], report["duplicates"]) == (2500, 0)
+    assert sent["begun_ns"] < report["last_ns"]
+    assert (sink.returncode, poster.returncode) == (0, 0)
+
+
+def test_the_null_subscriber_counts_what_the_generator_publishes(mosquitto: Mosquitto) -> None:
+    """More than a window at full speed, then some at a rate, stamped with when each was due."""
+    with Part("null_subscriber", port=mosquitto.port, payload_bytes=100) as subscriber:
+        assert subscriber.hear() == {"ready": True}
+        for phase, count, rate in ((Phase.THROUGHPUT, 5000, 0), (Phase.LATENCY, 50, 200)):
+            subscriber.ask("expect", phase=int(phase))
+            options = {"port": mosquitto.port, "phase": int(phase), "count": count, "payload_bytes": 100, "rate": rate}
+            with Part("generator", **options) as generator:
+                generator.hear()
+                sent = generator.ask("publish")
+            assert (sent["confirmed"], generator.returncode) == (count, 0)
+            assert reported(subscriber, count)["unique"] == count
+            assert not rate or sent["ended_ns"] - sent["begun_ns"] >= (count - 1) / rate * 1e9
+        latencies = subscriber.ask("latencies")["latencies_ns"]
+    assert len(latencies) == 50
+    assert min(latencies) > 0
+
+
+@pytest.mark.parametrize("module", ["generator", "null_subscriber"])
+def test_a_broker_that_goes_away_ends_them_with_its_name(mosquitto: Mosquitto, tmp_path: Path, module: str) -> None:
+    more: dict[str, object] = {"phase": int(Phase.THROUGHPUT), "count": 10} if module == "generator" else {}
+
+    async def ask_on(talker: Talker) -> None:
+        while True:
+            await talker.ask("publish" if more else "report")
+            await asyncio.sleep(0.05)
+
+    async def play() -> None:
+        async with Talker(module, tmp_path, port=mosquitto.port, payload_bytes=100, **more) as talker:
+            talker.check()
+            mosquitto.stop()
+            with pytest.raises(FaultError, match=f"{module} ended in the middle of the bench") as raised:
+                await asyncio.wait_for(ask_on(talker), 20)
+            assert "Connection" in raised.value.hint
+            with pytest.raises(FaultError):
+                talker.check()
+            with pytest.raises(FaultError):
+                await talker.ask("report")
+
+    asyncio.run(play())
+
+
+async def test_a_process_that_cannot_begin_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with pytest.raises(FaultError, match="poster ended") as raised:
+        await Talker("poster", tmp_path, port=1).__aenter__()
+    assert "the following arguments are required" in raised.value.hint
+
+
+# ---- what is shown of it ----
+
+
+def make_run(missing: int) -> Run:
+    return Run(1000, missing, 0, 1.0, 1000 - missing, None, None, None, None, None, None, {}, 0.1)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One mode that lost three messages, on a file system in memory."""
+    alone = {"generator": {"messages_per_second": 5}, "sink": {"none": {"messages_per_second": 7}}}
+
+    async def measure(*_: object) -> tuple[dict[str, Any], tuple[Mode, ...]]:
+        return alone, (Mode("ceiling: null subscriber", {}, (make_run(3),)),)
+
+    monkeypatch.setattr(bench, "_measure", measure)
+    monkeypatch.setattr(machine, "file_system", lambda _: "tmpfs")
+
+
+@pytest.mark.usefixtures("measured")
+def test_lost_messages_and_a_disk_that_is_none_are_told_and_the_exit_status_is_1(edge_bridge: Command) -> None:
+    shown = edge_bridge("bench")
+    assert shown.exit_status == 1
+    assert "3 messages did not arrive." in shown.stdout
+    assert "The folder is in memory" in shown.stdout
+    as_json = edge_bridge("bench", "--json", "-")
+    assert as_json.exit_status == 1
+    assert json.loads(as_json.stdout)["missing"] == 3
+
+
+@pytest.mark.usefixtures("measured")
+def test_results_that_cannot_be_written_are_told(edge_bridge: Command) -> None:
+    shown = edge_bridge("bench", "--json", "/proc/nowhere/runs.json")
+    assert shown.exit_status == 2
+    assert "/proc/nowhere/runs.json cannot be written" in shown.stderr
+
+
+def test_sigterm_ends_it_in_order(edge_bridge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def be_told_to_end(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(measure, "measure_alone", be_told_to_end)
+    assert edge_bridge("bench").exit_status == 143
+
+
+def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with bench._progress(2) as (tell, finished):
+        tell("bridge: power, none", 40, 100)
+        finished()
+    assert "bridge: power, none" in terminal.getvalue()
+    assert "1/2" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("command", ["bench", "demo"])
+def test_without_a_mosquitto_nothing_begins(
+    edge_bridge: Command, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    shown = edge_bridge(command)
+    assert (shown.exit_status, shown.stdout) == (2, "")
+    assert "mosquitto is not installed" in shown.stderr

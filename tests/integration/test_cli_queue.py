@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from bridge.cli import queue as queue_module
-from bridge.control import Control
-from bridge.disk_queue import FILE_NAME, SOCKET_NAME, DiskQueue, FolderLock, NewRow
+from bridge.config import QueueSettings
+from bridge.control import Control, connect
+from bridge.disk_queue import FILE_NAME, SOCKET_NAME, DiskQueue, FolderLock, NewRow, Request, Selection
 from bridge.disk_thread import DiskThread
 from bridge.loss import Loss, LossReason
 from bridge.message import DeadRow, head, head_middle, tail
@@ -53,13 +53,13 @@ class Bridge:
     """What of a running bridge answers on the control socket."""
 
     def __init__(self, folder: Path) -> None:
-        self._thread = LoopThread("bridge")
+        self._folder, self._thread = folder, LoopThread("bridge")
         self._lock = FolderLock(folder)
         self._thread.run(self._start(folder))
 
     async def _start(self, folder: Path) -> None:
         self._disk = DiskThread(DiskQueue(folder, durability="crash"), keep_seconds=3600, keep_messages=100)
-        self._control = Control(folder, self._disk)
+        self._control = Control(QueueSettings(path=folder), self._disk)
         await self._control.start()
 
     async def _stop(self) -> None:
@@ -67,6 +67,9 @@ class Bridge:
         await asyncio.to_thread(self._disk.close)
 
     def stop(self) -> None:
+        if last := connect(self._folder):  # whose answer says that all before it have begun, and can be ended
+            last.ask(Request.of("stats", Selection()))
+            last.close()
         self._thread.run(self._stop())
         self._thread.close()
         self._lock.release()
@@ -169,7 +172,7 @@ def test_it_looks_again_and_again_until_it_is_interrupted(queue: Queue, monkeypa
         if len(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(queue_module.time, "sleep", wait)
+    monkeypatch.setattr(time, "sleep", wait)
     watched = queue("stats", "--watch", "--json")
     assert watched.exit_status == 130
     assert len(watched.stdout.splitlines()) == len(looks) == 2
@@ -265,12 +268,19 @@ def test_rows_that_are_no_text_or_no_event_or_of_no_time_are_shown_too(stopped: 
         (5, 6, 7), (None, None)
     )
     assert stopped("export", "--state", "ready").stdout.splitlines() == [
-        '{"data_base64": "//4="}',
+        '{"data_base64":"//4="}',
         "no event",
         "[1]",
     ]
     assert stopped("list").stdout.splitlines()[-1].split()[-2:] == ["–", "–"]
-    assert json.loads(stopped("show", "w2").stdout)["event"] == "no event"
+
+
+def test_an_event_that_is_no_json_any_more_is_shown_as_it_is(stopped: Queue) -> None:
+    flipped = row("w2").data.replace(b'{"n":1}', b'{"n":}')
+    with contextlib.closing(sqlite3.connect(stopped.folder / FILE_NAME)) as connection:
+        connection.execute("UPDATE ack_queue_default SET data = ? WHERE _id = 6", (flipped,))
+        connection.commit()
+    assert json.loads(stopped("show", "w2").stdout)["event"] == flipped.decode()
 
 
 # ---- the control socket ----

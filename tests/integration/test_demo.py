@@ -1,65 +1,30 @@
-"""`edge-bridge demo`, as people run it: the real command with all its programs, an outage and a SIGKILL."""
+"""`edge-bridge demo` within the test's process: that its count can fail, and how its programs are told of."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bridge.cli import main
+from bridge.cli.demo import Lines
+from bridge.demo import stage, story
+from bridge.demo.classifier import Classifier
 from bridge.demo.cloud import Cloud
 from bridge.demo.stage import LOG_LINES_MAX, Program, StageError
+from bridge.errors import FaultError, OperatorError
 from tests.harness import wait_until
-from tests.harness.bridge import BridgeProcess
+from tests.harness.cloud import Cloud as FakeCloud
+from tests.harness.cloud import answer
+from tests.harness.command import Command
 
 pytestmark = pytest.mark.usefixtures("mosquitto_installed")
-
-
-class Demo(BridgeProcess):
-    """The command, with a temporary folder of its own and a user whose configuration is all wrong."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        (folder / "config").mkdir()
-        (folder / "config" / "bridge.toml").write_text("this is no configuration")
-        variables = {"TMPDIR": str(self.temporary), "BRIDGE_MQTT__PORT": "nonsense", "BRIDGE_NO__SUCH_KEY": "1"}
-        super().__init__(folder, {}, command=("demo", *options), variables=variables)
-
-    def assert_left_nothing(self) -> None:
-        assert list(self.temporary.iterdir()) == []
-        assert self.children() == []
-
-    def children(self) -> list[bytes]:
-        """The command lines of programs that work in our temporary folder."""
-        commands = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                commands.append((process / "cmdline").read_bytes())
-        return [command for command in commands if bytes(self.temporary) in command]
-
-
-def test_an_outage_and_a_sigkill_lose_nothing(tmp_path: Path) -> None:
-    with Demo(tmp_path, "--messages", "1000", "--json") as demo:
-        assert demo.wait(90) == 0, demo.stderr
-    result = json.loads(demo.stdout)
-    assert result["ok"] is True
-    assert result["published"] == result["stored"] == result["delivered"] == 1000
-    assert (result["lost"], result["unexpected"], result["altered"]) == (0, 0, 0)
-    assert result["backlog_max"] > 0
-    assert result["outage_seconds"] > 0
-    assert result["published_in_outage"] > 0
-    assert result["kills"] == 1
-    assert result["published_while_bridge_down"] > 0
-    assert result["duplicated"] > 0  # the answer that got lost
-    assert result["bridge_exit_status"] == 0
-    assert result["accuracy"] > 0.9
-    assert "The cloud goes away" in demo.stderr
-    demo.assert_left_nothing()
 
 
 def test_a_lost_message_makes_it_fail(
@@ -74,17 +39,6 @@ def test_a_lost_message_makes_it_fail(
     assert (tmp_path / "kept" / "bridge.log").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_whoever_interrupts_it_finds_nothing_left_behind(tmp_path: Path, number: signal.Signals) -> None:
-    with Demo(tmp_path) as demo:
-        wait_until(lambda: "Steady flow" in demo.stdout, 60, "the flow")
-        assert len(demo.children()) == 3
-        os.kill(demo.pid, number)
-        assert demo.wait(60) == 130  # a story that plays on instead ends before that, with 0
-    assert demo.stderr == ""
-    demo.assert_left_nothing()
-
-
 def test_a_program_that_ended_by_itself_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
     program = Program("bridge", ("/bin/sh", "-c", "seq 100; echo no luck >&2; exit 3"), tmp_path)
     program.start()
@@ -93,3 +47,63 @@ def test_a_program_that_ended_by_itself_is_told_with_the_end_of_its_log(tmp_path
         program.check()
     assert caught.value.log_lines[-1] == "no luck"
     assert len(caught.value.log_lines) == LOG_LINES_MAX
+
+
+def test_a_bridge_that_does_not_start_is_told_with_its_log(
+    edge_bridge: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "bridge_toml", lambda *_, **__: "nonsense = 1\n")
+    shown = edge_bridge("demo", "--messages", "200")
+    assert shown.exit_status == 1
+    assert any(line.startswith("  | edge-bridge: error: nonsense") for line in shown.stderr.splitlines())
+    assert "bridge ended by itself with exit status 2" in shown.stderr
+
+
+def test_a_signal_ends_it_as_shells_expect(edge_bridge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def be_told_to_end(_: story.Story) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(story.Story, "run", be_told_to_end)
+    assert edge_bridge("demo").exit_status == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(("--messages", "5"), "'5' is not a whole number from 200 to"), (("--keep", "."), "cannot be made: File exists")],
+)
+def test_what_it_cannot_do_is_refused(edge_bridge: Command, arguments: tuple[str, ...], complaint: str) -> None:
+    shown = edge_bridge("demo", *arguments)
+    assert (shown.exit_status, shown.stdout) == (2, "")
+    assert complaint in shown.stderr
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(OperatorError, match="needs scikit-learn"):
+        Classifier.train(1)
+
+
+def test_a_cloud_that_refuses_or_is_away_is_told() -> None:
+    with FakeCloud() as there:
+        there.always(answer(404))
+        with pytest.raises(FaultError, match="the cloud answered PUT /faults with 404"):
+            Cloud(there.port).lose_an_answer()
+    assert Cloud(there.port).stats() is None
+
+
+async def test_what_never_comes_ends_the_wait_with_the_log_of_whom_it_depends_on(tmp_path: Path) -> None:
+    playing = story.Story(stage.Stage(tmp_path, 200), 200, 1, Lines(Console()))
+    with pytest.raises(StageError, match="waited 0 s in vain for good news") as raised:
+        await playing._until(lambda: False, "good news", Program("bridge", (), tmp_path), 0.05)
+    assert raised.value.log_lines == ()
+
+
+def test_a_program_that_does_not_end_kindly_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_END_SECONDS", 0.2)
+    program = Program("deaf", ("/bin/sh", "-c", "trap '' TERM; echo begun; while :; do sleep 1; done"), tmp_path)
+    assert program.last_lines() == []
+    program.start()
+    wait_until(lambda: program.last_lines() == ["begun"])
+    program.end()
+    assert program.exit_status == -signal.SIGKILL

@@ -1,20 +1,26 @@
-"""bridge.monitor on a real bridge: what is waiting, until nothing is, and the same as text."""
+"""bridge.monitor at a broker: the status as it is published, what it waits for, and the same as text."""
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bridge import monitor as monitor_module
+from bridge.broker import watch_topic
+from bridge.config import MqttSettings
 from bridge.errors import FaultError
-from bridge.monitor import Monitor, as_csv, as_frame, as_json
+from bridge.monitor import STATUS_TOPIC, Monitor, as_csv, as_frame, as_json, first
 from bridge.status import Tree
-from tests.harness.stage import Stage
+from tests.harness import eventually
+from tests.harness.mosquitto import Mosquitto, program
 
 HISTORY: list[Tree] = [
     {"state": "online", "at": "2026-01-01T00:00:00.000Z", "queue": {"ready": 2, "full_in_seconds": None}},
@@ -22,34 +28,71 @@ HISTORY: list[Tree] = [
 ]
 
 
-def waiting(status_tree: Tree) -> int:
-    queue = json.loads(as_json([status_tree]))["queue"]
-    return int(queue["ready"] + queue["taken"])  # one may be on its way, as a probe
+def retain(mosquitto: Mosquitto, payload: str) -> None:
+    """Publish it as a bridge does its status."""
+    sender = [program("mosquitto_pub") or "", "-p", str(mosquitto.port), "-t", STATUS_TOPIC, "-r", "-q", "1"]
+    subprocess.run([*sender, *(["-m", payload] if payload else ["-n"])], check=True, timeout=20)
 
 
-async def test_it_waits_until_the_queue_is_drained_and_keeps_a_history(stage: Stage) -> None:
-    stage.cloud.unreachable()
-    stage.launch()
-    async with Monitor(port=stage.broker.port) as monitor:
-        stage.publish(100)
-        await monitor.until(lambda status_tree: waiting(status_tree) == 100, timeout=20)
-        with pytest.raises(TimeoutError, match="the last status: degraded"):
-            await monitor.drained(timeout=1.2)
-        stage.cloud.reachable()
-        await monitor.drained(timeout=30)
-        assert stage.cloud.unique == 100
+def status(state: str, ready: int) -> str:
+    return json.dumps({"state": state, "queue": {"ready": ready, "taken": 0}})
+
+
+def ready(status_tree: Tree) -> int:
+    return int(json.loads(as_json([status_tree]))["queue"]["ready"])
+
+
+async def test_it_waits_for_what_is_published_from_now_on(mosquitto: Mosquitto) -> None:
+    """What is retained may be older than the question, so it is known and answers nothing."""
+    retain(mosquitto, status("online", 0))
+    async with Monitor(port=mosquitto.port) as monitor:
+        await eventually(lambda: monitor.latest is not None)
+        with pytest.raises(TimeoutError, match="the last status: online"):
+            await monitor.drained(timeout=0.2)
+        for state, number in (("offline", 0), ("online", 3)):
+            retain(mosquitto, status(state, number))
+            with pytest.raises(TimeoutError):
+                await monitor.drained(timeout=0.2)
+        retain(mosquitto, "")  # somebody cleared the topic
+        retain(mosquitto, status("online", 0))
+        await eventually(lambda: len(monitor.history) == 4)
+        assert [tree["state"] for tree in monitor.history] == ["online", "offline", "online", "online"]
         assert monitor.latest == monitor.history[-1]
-        assert {waiting(status_tree) for status_tree in monitor.history} >= {0, 100}
 
 
-async def test_a_bridge_that_is_dead_is_not_drained(stage: Stage) -> None:
-    bridge = stage.launch()
-    async with Monitor(port=stage.broker.port) as monitor:
-        await monitor.drained(timeout=20)
-        bridge.kill()
-        await monitor.until(lambda status_tree: status_tree["state"] == "offline", timeout=20)
-        with pytest.raises(TimeoutError, match="offline"):
-            await monitor.drained(timeout=0.5)
+async def test_who_waits_gets_the_first_status_that_meets_the_condition(mosquitto: Mosquitto) -> None:
+    retain(mosquitto, status("online", 9))
+    async with Monitor(port=mosquitto.port) as monitor:
+        await eventually(lambda: monitor.latest is not None)
+        waiting = asyncio.create_task(monitor.until(lambda tree: ready(tree) < 3, timeout=20))
+        await asyncio.sleep(0)  # it waits from here on
+        for number in (5, 2, 1):
+            retain(mosquitto, status("online", number))
+        assert ready(await waiting) == 2
+
+
+async def test_what_is_no_status_is_told_and_it_looks_again(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "RETRY_SECONDS", 0.05)
+    async with Monitor(port=mosquitto.port) as monitor:
+        for strange in ("[1]", "no JSON", '{"state": 1}'):
+            retain(mosquitto, strange)
+            with pytest.raises(TimeoutError, match="is not a bridge's status"):
+                await monitor.until(lambda _: True, timeout=0.5)
+        retain(mosquitto, status("online", 0))
+        await eventually(lambda: monitor.latest is not None)
+
+
+async def test_the_first_one_comes_at_once_or_there_is_none(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor_module, "ANSWER_SECONDS", 0.3)
+    address = MqttSettings(port=mosquitto.port)
+    assert await first(lambda: watch_topic(address, STATUS_TOPIC)) is None
+    retain(mosquitto, status("online", 1))
+    payload = await first(lambda: watch_topic(address, STATUS_TOPIC))
+    assert payload == status("online", 1).encode()
 
 
 async def test_without_a_broker_it_says_why(free_port: int) -> None:
@@ -92,3 +135,29 @@ def test_a_frame_has_a_column_for_each_leaf(monkeypatch: pytest.MonkeyPatch) -> 
         "queue/ready": 2,
         "queue/full_in_seconds": None,
     }
+
+
+def test_a_frame_with_rows_is_indexed_by_when_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class Frame(list[Any]):
+        empty = False
+
+        def assign(self, **columns: Any) -> Frame:
+            calls.append(("assign", columns))
+            return self
+
+        def set_index(self, name: str) -> Frame:
+            calls.append(("set_index", name))
+            return self
+
+        def __getitem__(self, name: Any) -> Any:
+            return [row[name] for row in self]
+
+    module = ModuleType("pandas")
+    module.DataFrame = Frame  # type: ignore[attr-defined]
+    module.to_datetime = lambda column: [f"time {at}" for at in column]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pandas", module)
+    as_frame(HISTORY)
+    at = [f"time {tree['at']}" for tree in HISTORY]
+    assert calls == [("assign", {"at": at}), ("set_index", "at")]
