@@ -575,14 +575,18 @@ def _words(error: BaseException) -> str:
 class Publisher(Broker):
     """A connection for a producer: publishes at QoS 1, across reconnects, each message until it is confirmed."""
 
-    def __init__(self, settings: MqttSettings, *, client_id: str, emit: Emit, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: MqttSettings,
+        *,
+        client_id: str,
+        emit: Emit,
+        random: Callable[[], float],
+        sink: Sink = lambda _messages, _epoch: None,
+        filters: Sequence[str] = (),
+    ) -> None:
         super().__init__(
-            settings,
-            client_id=client_id,
-            sink=lambda _messages, _epoch: None,
-            emit=emit,
-            random=random,
-            persistent=False,
+            settings, client_id=client_id, sink=sink, emit=emit, random=random, filters=filters, persistent=False
         )
         self._client.on_publish = self._on_puback
         self._room = asyncio.Semaphore(self._client.max_inflight_messages)

@@ -203,6 +203,7 @@ class Uploader:
             truncated=truncated,
             error=error,
             elapsed_seconds=_since(started_at),
+            date=response.headers.get("Date"),
         )
 
     def _explain(self, error: Exception) -> str:

@@ -35,6 +35,7 @@ class Reply:
     """What came back from one POST, as the uploader saw it. `status_code` None: no answer at all, `error` says why.
 
     `error` with a status code: the answer broke off in its body. `sent`: the request may have reached the cloud.
+    `date` is the header of that name: what time it is over there.
     """
 
     status_code: int | None
@@ -46,6 +47,7 @@ class Reply:
     error: str | None = None
     sent: bool = True
     elapsed_seconds: float = 0.0
+    date: str | None = None
 
 
 class Meaning(Enum):

@@ -42,6 +42,9 @@ COMMANDS = {
     "Operate": {
         "run": Command("run", "the bridge itself, until SIGTERM or Ctrl-C"),
         "queue": Command("queue", "look into the buffer, bring back what is dead, see what was lost"),
+        "doctor": Command(
+            "doctor", "what is wrong and what to do: broker, cloud, certificates, disk, queue, all at once"
+        ),
         "status": Command("status", "how the bridge is: broker, cloud, queue, load"),
     },
     "Configure": {

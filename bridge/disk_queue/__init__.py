@@ -51,14 +51,15 @@ without an exception, the rows are on the medium (durability `power`: synchronou
 
 from __future__ import annotations
 
-from bridge.disk_queue.aside import Report, delete_surplus, write_report
+from bridge.disk_queue.aside import Report, asides, delete_surplus, pending, write_report
 from bridge.disk_queue.commands import Page, Request, answer, requeue_dead
 from bridge.disk_queue.file import FILE_NAME, Durability
 from bridge.disk_queue.ledger import Entry, Untold
-from bridge.disk_queue.lock import SOCKET_NAME, FolderLock
+from bridge.disk_queue.lock import SOCKET_NAME, FolderLock, holder_of
 from bridge.disk_queue.queue import DiskQueue
 from bridge.disk_queue.receipts import Receipt, ReceiptState
 from bridge.disk_queue.repair import Verification, open_queue, repair, verify
+from bridge.disk_queue.reserve import Reserve
 from bridge.disk_queue.rows import Counts, NewRow
 from bridge.disk_queue.salvage import Salvager
 from bridge.disk_queue.selection import STATES, Selection
@@ -79,13 +80,17 @@ __all__ = [
     "ReceiptState",
     "Report",
     "Request",
+    "Reserve",
     "Salvager",
     "Selection",
     "Untold",
     "Verification",
     "answer",
+    "asides",
     "delete_surplus",
+    "holder_of",
     "open_queue",
+    "pending",
     "repair",
     "requeue_dead",
     "serializer",

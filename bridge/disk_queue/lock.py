@@ -50,6 +50,13 @@ class FolderLock:
         os.close(self._fd)
 
 
+def holder_of(folder: Path) -> int | None:
+    """Return the process id that the last one to lock the folder left there; it takes no lock to say so."""
+    with suppress(OSError, ValueError):
+        return int((folder / LOCK_NAME).read_text(encoding="ascii"))
+    return None
+
+
 def _make_folder(folder: Path) -> None:
     """Make the folder where it is missing; its name is on the medium before a row in it can be."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]

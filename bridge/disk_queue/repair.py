@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bridge.disk_queue.aside import Report, look_at, pending, set_aside, write_report
@@ -60,6 +61,7 @@ class Verification(NamedTuple):
     altered: int
     troubles: tuple[str, ...]
     pending: tuple[str, ...]  # files set aside that are not salvaged to the end
+    losses: Mapping[str, int] = MappingProxyType({})  # messages ever lost, by reason
 
     @property
     def is_sound(self) -> bool:
@@ -74,6 +76,7 @@ def verify(folder: Path, progress: Progress = lambda _done, _of: None) -> Verifi
     rows: Counter[int] = Counter()
     altered = 0
     troubles: list[str] = []
+    losses: dict[str, int] = {}
     try:
         with mapped(folder):
             look_at(folder)
@@ -86,11 +89,12 @@ def verify(folder: Path, progress: Progress = lambda _done, _of: None) -> Verifi
                     if number % 1000 == 0:
                         progress(number, _newest_row(connection))
                 troubles += _counts(connection, rows, folder / FILE_NAME)
+                losses = _losses(connection)
     except QueueDamagedError as error:
         troubles.append(error.message)
     if altered:
         troubles.append(f"{altered} waiting rows are not what was stored (checksum)")
-    return Verification(dict(rows), altered, tuple(dict.fromkeys(troubles))[:_TROUBLES_MAX], unsalvaged)
+    return Verification(dict(rows), altered, tuple(dict.fromkeys(troubles))[:_TROUBLES_MAX], unsalvaged, losses)
 
 
 @contextmanager
@@ -146,6 +150,12 @@ def _counts(connection: sqlite3.Connection, rows: Counter[int], file: Path) -> I
     mark = read_mark(file)
     if mark and mark.newest > (newest or 0):
         yield f"rows {(newest or 0) + 1} to {mark.newest} were stored and are gone"
+
+
+def _losses(connection: sqlite3.Connection) -> dict[str, int]:
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'edge_loss_total'").fetchone():
+        return {}
+    return dict(connection.execute("SELECT reason, messages FROM edge_loss_total ORDER BY reason"))
 
 
 def repair(folder: Path, progress: Progress = lambda _done, _of: None) -> list[Report]:

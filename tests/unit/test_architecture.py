@@ -35,7 +35,7 @@ LAYERS = (
     EDGES,
     {"disk_thread", "admission", "intake", "forwarder", "loss_teller", "control", "importer", "rescue", "announcer"},
     {"service", "client", "monitor"},  # tops: the bridge's, the producer's, the observer's
-    {"demo", "bench"},
+    {"demo", "bench", "doctor"},
     {"cli"},
     {"__main__"},
 )
@@ -51,7 +51,14 @@ ENVIRONMENT = {
 }  # the second for the client library, which must not load the models of the first
 IMPURE = {"asyncio", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 # The only places that may catch everything and not raise it again: the tops of tasks, threads and callbacks.
-TOPS = {"broker.py", "cli/__init__.py", "disk_thread.py", "receiver/store.py", "service.py"}
+TOPS = {
+    "broker.py",
+    "cli/__init__.py",
+    "disk_thread.py",
+    "doctor/probes.py",
+    "receiver/store.py",
+    "service.py",
+}
 
 FILES = [
     pytest.param(path, id=path.relative_to(PACKAGE).as_posix())
