@@ -1,8 +1,8 @@
 """The bundle: what who helps from afar wants to see, in one archive, without a secret and without a payload (I8).
 
-Nothing in it is written from a message's content: of the queue there are counts and, of losses, ids, topics and reasons.
-Secrets do not get here, for the configuration comes masked; and since a log or an answer may repeat one all the
-same, every text is searched for every secret of the configuration, in the spellings that they travel in, before it is packed.
+Nothing in it is written from a message's content: of the queue there are counts and, of losses, ids, topics, reasons.
+Secrets do not get here, for the configuration comes masked; since a log or an answer may repeat one all the same, each
+text is searched for every secret of the configuration, in the spellings that they travel in, before it is packed.
 """
 
 from __future__ import annotations

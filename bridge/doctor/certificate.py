@@ -59,7 +59,7 @@ def _element(der: bytes, at: int) -> _Element:
 
 
 def _time(der: bytes, element: _Element) -> datetime:
-    text = der[element.start : element.end].decode("ascii")
+    text = der[element.start : element.end].decode("ascii", "replace")
     match element.tag:
         case 0x17:  # UTCTime: two digits of the year, 50 and above are 19.. (RFC 5280, section 4.1.2.5.1)
             century = "19" if text[:2] >= "50" else "20"
@@ -68,4 +68,7 @@ def _time(der: bytes, element: _Element) -> datetime:
             pass
         case _:
             raise ValueError("the certificate has no dates")
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+    try:
+        return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise ValueError(f"the certificate has dates that are none: {text!r}") from None
