@@ -74,13 +74,8 @@ def blotted(text: bytes, secrets: Iterable[str]) -> bytes:
 def _spellings(secret: str) -> Iterator[bytes]:
     raw = secret.encode()
     if len(secret) >= _SECRET_CHARS_MIN:
-        yield from (
-            raw,
-            quote(secret, safe="").encode(),
-            json.dumps(secret)[1:-1].encode(),
-            ascii(secret)[1:-1].encode(),
-        )
-        yield base64.b64encode(raw).rstrip(b"=")
+        yield from (raw, quote(secret, safe="").encode(), base64.b64encode(raw).rstrip(b"="))
+        yield from (json.dumps(secret, ensure_ascii=ascii_only)[1:-1].encode() for ascii_only in (True, False))
 
 
 def secrets_of(settings: Settings) -> list[str]:

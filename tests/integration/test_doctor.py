@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.doctor.probes import in_thread
 from tests.harness import free_port
 from tests.harness.authority import Authority
 from tests.harness.bridge import environment
@@ -107,21 +110,32 @@ def test_with_nothing_reachable_it_ends_in_time(tmp_path: Path) -> None:
     assert {found[check][0]["grade"] for check in ("broker", "cloud name", "cloud")} == {"fail"}
 
 
-def test_a_wrong_key_is_told_with_the_nearest_and_the_rest_is_looked_at_all_the_same(tmp_path: Path) -> None:
-    settings = {"upload.tokne": "x", "upload.url": "http://127.0.0.1:9/", "mqtt.port": free_port()}
-    status, found = look(tmp_path, settings)
+def test_what_is_wrong_in_the_configuration_is_told_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    status, found = look(tmp_path, {"mqtt.port": free_port()})
     assert status == 2
-    assert "did you mean BRIDGE_UPLOAD__TOKEN?" in found["configuration"][0]["found"]
+    assert "upload.url" in found["configuration"][0]["found"]
     assert found["broker"][0]["grade"] == "fail"
     assert "not tried" in found["cloud"][0]["found"]
     assert found["queue"][0]["grade"] == "ok"
-    status, found = look(tmp_path, {"queue.max_byte": 5})
+
+
+def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path) -> None:
+    status, found = look(tmp_path, {"upload.tokne": "x", "upload.url": "http://127.0.0.1:9/"})
     assert (status, set(found)) == (2, {"configuration"})
+    assert "did you mean BRIDGE_UPLOAD__TOKEN?" in found["configuration"][0]["found"]
+
+
+async def test_a_look_that_never_returns_is_left_alone() -> None:
+    never = threading.Event()
+    with pytest.raises(TimeoutError):
+        await in_thread(never.wait, 0.05)
+    never.set()
+    assert await in_thread(lambda: 5, 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 // 0, 5)
 
 
 def test_the_queue_that_a_bridge_left_is_read_and_not_written(tmp_path: Path) -> None:
-    from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
-
     folder = tmp_path / "data"
     folder.mkdir()
     queue = DiskQueue(folder)
