@@ -21,6 +21,7 @@ CERTIFICATE_DAYS = 30  # Let's Encrypt renews that long before the end: whatever
 CLOCK_SECONDS = 5.0  # NTP holds a machine within a tenth; the header's whole seconds and a slow answer explain the rest
 SYNC_SECONDS = 0.05  # a good SD card needs 5 to 20 ms; a confirmation waits for up to two syncs
 NEARLY_FULL = 0.9
+_YEAR_DAYS = 365
 FREE_FILES = 100
 
 _DOUBTFUL = (
@@ -115,8 +116,8 @@ def _broker_advice(error: str) -> str:
         return "check mqtt.username and mqtt.password (mosquitto_passwd sets it), and the broker's own log"
     if "certificate" in error:
         return "check mqtt.tls.ca and the broker's certificate; mqtt.host must be a name that stands in it"
-    if "does not answer" in error or "no answer" in error:
-        return "is there an MQTT broker on that port, and is mqtt.tls.enabled as the port wants it?"
+    if "does not answer" in error or "no answer" in error or "timed out" in error:
+        return "is an MQTT broker on that port, is mqtt.tls.enabled as the port wants it, is a firewall in between?"
     return "is the broker running (systemctl status mosquitto)? are mqtt.host and mqtt.port right?"
 
 
@@ -163,7 +164,7 @@ def certificate(check: str, whose: str, dates: Validity | str, now: datetime) ->
     days = (dates.until - now).days
     if days < CERTIFICATE_DAYS:
         return warn(check, f"{whose} expires in {_days(days)}, on {day}", "renew it before that day")
-    return ok(check, f"{whose} is good for {_days(days)}, until {day}")
+    return ok(check, f"{whose} is good until {day}, for {_days(days)}")
 
 
 def _renewal(now: datetime) -> str:
@@ -171,6 +172,8 @@ def _renewal(now: datetime) -> str:
 
 
 def _days(days: int) -> str:
+    if days > 2 * _YEAR_DAYS:
+        return f"{days // _YEAR_DAYS} years"
     return f"{days} day" if days == 1 else f"{days} days"
 
 
@@ -181,7 +184,7 @@ def clock(now: float, date: str | None) -> Line:
         return fail("clock", f"not set: it says {shown}", "let NTP set it (timedatectl set-ntp true)")
     there = _seconds(date)
     if there is None:
-        return ok("clock", f"{shown}; nobody was there to compare it with")
+        return ok("clock", f"{shown}; no answer had a Date to compare it with")
     # The header has whole seconds: the time over there is between it and a second later.
     off_seconds = now - there if now < there else max(0.0, now - there - 1.0)
     if abs(off_seconds) > CLOCK_SECONDS:

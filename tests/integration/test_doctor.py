@@ -74,11 +74,12 @@ def test_all_well_and_nothing_is_taken_or_left_behind(tmp_path: Path, broker: Mo
 @pytest.mark.usefixtures("mosquitto_installed")
 def test_a_wrong_password_and_what_the_acl_forbids_are_told(tmp_path: Path, broker: Mosquitto) -> None:
     with Cloud() as cloud:
-        cloud.always(answer(401))
+        cloud.always(answer(401, {"Date": "Mon, 01 Jun 2020 12:00:00 GMT"}))
         status, found = look(tmp_path, at(broker, cloud, **{"mqtt.password": "wrong"}))
         assert status == 1
         assert "refused the connection" in found["broker"][0]["found"]
         assert found["cloud"][0]["advice"] == "check upload.token"
+        assert "ahead of the cloud's" in found["clock"][0]["found"]
         cloud.always()
         named = {"mqtt.username": "producer", "mqtt.password": "other-password"}
         status, found = look(tmp_path, at(broker, cloud, **named))
@@ -96,7 +97,7 @@ def test_the_dates_of_both_certificates_are_told_also_of_an_expired_one(tmp_path
         status, found = look(tmp_path, at(broker, cloud, **tls, **{"upload.tls.ca": str(authority.file)}))
     assert status == 1
     assert found["broker"][0]["grade"] == "ok"
-    assert "is good for" in found["broker TLS"][0]["found"]
+    assert "is good until" in found["broker TLS"][0]["found"]
     assert "certificate has expired" in found["cloud"][0]["found"]
     assert "expired 2 days ago" in found["cloud TLS"][0]["found"]
 
