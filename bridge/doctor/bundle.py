@@ -138,8 +138,8 @@ def _queue(folder: Path) -> bytes:
     if conversation is None:
         return b""
     try:
-        (stats,), _ = conversation.ask(Request.of("stats", Selection()))
-        entries, _ = conversation.ask(Request.of("losses", Selection()))
+        stats = conversation.ask(Request.of("stats", Selection())).items[0]
+        entries = conversation.ask(Request.of("losses", Selection())).items
     finally:
         conversation.close()
     losses: list[dict[str, Any]] = [{key: entry[key] for key in _ENTRY_KEYS} for entry in entries]

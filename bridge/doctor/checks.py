@@ -250,7 +250,7 @@ def _live(folder: Path) -> judge.Queue | None:
     if conversation is None:
         return None
     try:
-        (stats,), _ = conversation.ask(Request.of("stats", Selection()))
+        stats = conversation.ask(Request.of("stats", Selection())).items[0]
     finally:
         conversation.close()
     waiting, losses = stats["ready"] + stats["taken"], stats["losses"]
