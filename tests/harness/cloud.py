@@ -78,7 +78,11 @@ class Exchange:
         """Put the request's events (or only these) into the ledger; return how many."""
         chosen = [(event_id, data) for event_id, data in self.request.events if ids is None or event_id in ids]
         for event_id, data in chosen:
-            self.cloud.stored[event_id].append(Arrival(time.monotonic(), data))
+            arrival = Arrival(time.monotonic(), data)
+            if event_id in self.cloud.stored:
+                self.cloud.stored[event_id].append(arrival)
+            else:
+                self.cloud.stored[event_id] = [arrival]  # in one step: the test's thread may look at any moment
             self.cloud.arrivals.append(event_id)
         return len(chosen)
 
