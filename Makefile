@@ -12,7 +12,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-containers check bench soak audit lock clean
+.PHONY: help setup demo test test-containers check coverage mutants bench soak audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 15
@@ -36,6 +36,13 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+coverage: setup ## branches of bridge/ that unit and integration tests take; at least 95 %
+	@$(BIN)/python -m pytest tests/unit tests/integration -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		--cov=bridge --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+
+mutants: setup ## mistakes made on purpose, and the tests that must see them: docs/MUTATIONS.md (ARGS="verdict")
+	@$(BIN)/python scripts/mutate.py $(ARGS)
 
 bench: setup ## throughput on this machine
 	@$(BIN)/edge-bridge bench $(ARGS)
