@@ -186,6 +186,7 @@ def test_the_dead_are_ready_again_in_their_old_place(queue: Queue) -> None:
     assert queue.ids("--state", "ready") == ["x1", *WAITING]
     assert queue.ask("requeue", "--reason", "refused") == [{"rows": 1}]
     assert queue.ids("--state", "dead") == []
+    assert queue.ask("requeue", "--id", "x1") == [{"rows": 0}]
 
 
 def test_what_is_discarded_or_purged_is_gone_and_what_was_lost_by_it_is_in_the_ledger(queue: Queue) -> None:

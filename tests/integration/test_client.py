@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bridge.broker import Broker
+from bridge.broker import Broker, Producer
 from bridge.client import (
     BacklogFullError,
     ClosedError,
@@ -27,6 +28,7 @@ from bridge.client import (
 )
 from bridge.environment import broker_address
 from bridge.errors import QueueInUseError
+from bridge.events import SubscriptionRefused
 from bridge.message import Publish
 from bridge.wire import TooLarge
 from tests.harness import eventually
@@ -225,7 +227,9 @@ async def test_a_payload_that_comes_back_as_a_receipt_but_is_none_is_ignored(mos
 
 def test_importing_the_client_loads_nothing_of_the_server() -> None:
     program = "import sys, bridge.client, bridge.broker; print(*(name for name in sys.argv[1:] if name in sys.modules))"
-    found = subprocess.run([sys.executable, "-c", program, *LIGHT], capture_output=True, text=True, check=True)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # it loads sqlite3
+    command = [sys.executable, "-c", program, *LIGHT]
+    found = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
 
 
@@ -296,3 +300,53 @@ async def test_closing_twice_is_fine(free_port: int) -> None:
     async with client(free_port) as predictions:
         await predictions.close()
     await predictions.close()
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"messages_max": 0}, {"when_full": "forget"}])
+async def test_bounds_that_cannot_be_kept_are_refused(free_port: int, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="not usable"):
+        client(free_port, **wrong)
+
+
+async def test_a_client_is_opened_once(free_port: int) -> None:
+    async with client(free_port) as predictions:
+        with pytest.raises(ClosedError, match="was opened before"):
+            await predictions.__aenter__()
+
+
+async def test_what_is_no_receipt_is_told_of_and_not_taken_for_one(
+    free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client(free_port, close_timeout_seconds=0.0) as predictions:
+        for strange in (b"", b"[]", b'{"state":"eaten"}', b'{"id":"x"}'):
+            predictions._on_receipt(b"\0\0\0\0\0\0\0\1", strange)
+        predictions._on_event(SubscriptionRefused("edge/buffer/receipts/x", "not authorized"))
+    assert caplog.text.count("is not a receipt") == 4
+    assert "receipts cannot be had, the broker refused" in caplog.text
+
+
+async def test_a_client_whose_connection_dies_says_so_to_all_who_wait(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(_: Producer) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Producer, "run", die)
+    async with client(free_port, close_timeout_seconds=0.1) as predictions:
+        with pytest.raises(NotYetError, match="before the client died"):
+            await predictions.publish({"n": 1})
+        with pytest.raises(ClosedError, match="a defect"):
+            await predictions.publish({"n": 2})
+
+
+async def test_an_error_under_way_is_not_hidden_by_what_was_not_sent(
+    free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail_meanwhile() -> None:
+        async with client(free_port, close_timeout_seconds=0.1) as predictions:
+            await predictions.publish({"n": 1}, until="accepted")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_meanwhile()
+    assert "never reached the broker" in caplog.text

@@ -181,6 +181,8 @@ async def test_a_client_hears_what_became_of_each_message(stage: Stage, tmp_path
         assert first.id in stage.cloud.stored
         again = await predictions.publish({"frame": 1}, message_id=first.id, until="stored", timeout=10)
         assert again.state == "duplicate"
+        known = await predictions.publish({"frame": 1}, message_id=first.id, until="delivered", timeout=10)
+        assert known.state == "delivered", "at once, from what the queue keeps"
         kept = await predictions.publish({"frame": 2}, until="accepted")
         await predictions.flush(timeout=10)
         await eventually(lambda: kept.id in stage.cloud.stored)

@@ -132,3 +132,20 @@ def test_a_refused_message_is_not_sent_again() -> None:
     sender.outbox.start_over()
     assert sender.send() == []
     assert sender.told["a"] == [refusal]
+
+
+def test_what_ends_while_it_waits_does_not_go_out_and_its_late_receipt_is_nobodys() -> None:
+    sender = Sender()
+    sender.add("a", Stage.STORED)
+    (publish,) = sender.send()
+    assert publish.request is not None
+    correlation = publish.request.correlation
+    sender.outbox.start_over()
+    final = sender.outbox.answered(correlation, State.DROPPED, "t", "the queue is at its bound")
+    assert final == Receipt("a", State.DROPPED, "t", "the queue is at its bound")
+    refusal = RefusedError("dropped")
+    for _ in range(2):
+        sender.outbox.give_up(correlation, refusal)
+    assert sender.send() == []
+    assert sender.told["a"] == [refusal]
+    assert sender.outbox.answered(correlation, State.STORED, "t", None) is None

@@ -135,3 +135,22 @@ def test_the_will_says_that_the_bridge_is_gone_and_leaves_the_numbers_as_last_se
     watch.take({"state": "offline", "reason": "connection lost", "version": "1", "bridge_id": "demo", "at": None})
     assert (watch.bridge_state, watch.bridge_is_connected) == ("offline", False)
     assert (watch.waiting, watch.waiting_max, watch.stored) == (7, 7, 38)
+
+
+def test_the_screen_keeps_the_last_numbers_when_all_programs_are_gone() -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    screen = Screen(console, 20_003)
+    with screen:
+        screen.end("nothing has begun yet")
+        screen.begin(Act.COUNT)
+        screen.show(SNAPSHOT)
+        screen.end("0 lost")
+    with console.capture() as capture:
+        console.print(screen._draw())
+    assert "its page" not in capture.get()
+    assert "0 lost" in capture.get()
+    assert "nothing has begun" not in capture.get()
+
+
+def test_a_bridge_that_ended_badly_is_told_although_nothing_was_lost() -> None:
+    assert "Nothing was lost, but the bridge ended with 1." in shown(replace(OUTCOME, bridge_exit_status=1))

@@ -322,3 +322,53 @@ async def test_what_comes_before_the_clock_is_set_is_marked_with_boot_and_second
     bench.intake.receive(publishes(2), 7)
     times = [item.time for item in bench.intake._pending if isinstance(item, Arrival)]
     assert times == ['1970-01-01T00:10:00.000000Z","clockunset":"0c2e/12.500000', "2026-09-21T14:13:20.000000Z"]
+
+
+@pytest.mark.parametrize(
+    ("response_topic", "correlation", "fault"),
+    [
+        ("edge/buffer/receipts/me", b"c", None),
+        ("", b"c", "nothing to tell"),
+        ("edge/elsewhere", b"c", "not under edge/buffer/receipts/"),
+        ("edge/buffer/receipts/#", b"c", "'#'"),
+        ("edge/buffer/receipts/me", b"c" * 1025, "more than 1024 bytes"),
+        ("edge/buffer/receipts/" + "x" * 1024, b"c", "more than 1024 characters"),
+    ],
+)
+async def test_requests_for_receipts_that_cannot_be_given_are_told_of_and_the_message_is_stored(
+    response_topic: str, correlation: bytes, fault: str | None
+) -> None:
+    bench = Bench(linger_ms=0)
+    request = Request(response_topic, correlation)
+    async with running(bench):
+        bench.intake.receive([Publish("t", b"1", 1, dup=False, request=request)], 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    ((item,),) = (group.items for group in bench.store.groups)
+    assert isinstance(item, Arrival)
+    assert item.request == (None if fault else request)
+    refused = [event.reason for event in bench.saw(RequestRefused)]
+    assert len(refused) == (0 if fault in {None, "nothing to tell"} else 1)
+    assert all(fault in reason for reason in refused if fault)
+
+
+async def test_topics_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I5; a topic that is very long is not remembered at all."""
+    monkeypatch.setattr(intake_module, "_TOPICS_MAX", 3)
+    bench = Bench(linger_ms=0)
+    topics = [*(f"t/{number}" for number in range(10)), "x" * 2000]
+    async with running(bench):
+        bench.intake.receive([Publish(topic, b"1", 1, dup=False) for topic in topics], 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert [item.topic for item in bench.store.groups[0].items if isinstance(item, Arrival)] == topics
+    assert len(bench.intake._middles) <= 3
+    assert "x" * 2000 not in bench.intake._middles
+
+
+async def test_an_id_that_means_two_things_is_told_once_a_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(linger_ms=0)
+    conflicts = (("t/a", "id-1"), ("t/a", "id-2"), ("t/b", "id-3"))
+    monkeypatch.setattr(FakeStore, "__call__", lambda *_: Outcome(stored=1, conflicts=conflicts))
+    async with running(bench):
+        bench.intake.receive(publishes(1), 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.saw(ConflictSeen) == [ConflictSeen("t/a", "id-1"), ConflictSeen("t/b", "id-3")]

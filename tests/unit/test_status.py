@@ -23,8 +23,10 @@ from bridge.events import (
     Event,
     QueueCounted,
     QueueDamaged,
+    ReceiptsGiven,
     Received,
     Refused,
+    RequestRefused,
     RowsMissing,
     Salvaged,
     Salvaging,
@@ -334,3 +336,10 @@ def test_the_two_wills_say_offline_on_the_object_and_on_the_leaf() -> None:
     assert (told["state"], told["version"], told["bridge_id"]) == ("offline", "1.2.3", "press-4")
     assert told["reason"].startswith("connection lost")
     assert leaf_will("a/b") == ("a/b/state", b"offline")
+
+
+def test_receipts_are_counted_by_what_became_of_them() -> None:
+    now = status()
+    for event in (ReceiptsGiven(3, 0), ReceiptsGiven(0, 2), RequestRefused("t", "no"), RequestRefused("t", "no")):
+        now = now.apply(event, Now(1.0, 1.0))
+    assert (now.receipts.given, now.receipts.unsent, now.receipts.refused) == (3, 2, 2)
