@@ -200,3 +200,16 @@ def test_no_secret_shows_in_any_problem(edge_bridge: Command) -> None:
     assert shown.exit_status == 2
     assert len(shown.stderr.splitlines()) == 7
     assert SECRET not in shown.stderr + shown.stdout
+
+
+def test_a_receiver_whose_token_is_empty_takes_nobody_in(edge_bridge: Command, tmp_path: Path) -> None:
+    empty = tmp_path / "token"
+    empty.write_text("\n")
+    for option, value, words in (
+        ("--token-file", str(empty), "the token is empty"),
+        ("--token-file", str(tmp_path / "nowhere"), "can not be read"),
+        ("--port", "99999", "is not a port number"),
+    ):
+        shown = edge_bridge("receiver", "--port", "1", "--data", str(tmp_path / "cloud"), option, value)
+        assert shown.exit_status == 2
+        assert words in shown.stderr

@@ -13,7 +13,7 @@ from bridge.admission import Arrival, Group, Outcome, Store
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.loss import LossReason
-from bridge.message import event_id, head_middle, parse_json, producer_id, tail, uuid7
+from bridge.message import DeadRow, Request, event_id, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
 
 TIME = "2026-11-23T18:00:00.000000Z"
@@ -243,3 +243,32 @@ def test_rows_from_before_the_clock_was_set_do_not_expire(disk_queue: DiskQueue)
     with disk_queue.transaction():
         assert disk_queue.drop_oldest(1000, 0, LossReason.MAX_AGE, received_before=1_760_000_000.0)[0] == 1
     assert stored_payloads(disk_queue) == [1]
+
+
+def test_a_redelivery_that_asks_for_a_receipt_hears_of_its_first_copy(disk_queue: DiskQueue) -> None:
+    store, request = make_store(), Request("edge/buffer/receipts/me", b"c")
+    put(disk_queue, store, arrival(b'{"label":"cat"}', packet_id=1))
+    again = arrival(b'{"label":"cat"}', packet_id=1, dup=True)._replace(request=request)
+    with disk_queue.transaction():
+        assert store(disk_queue, Group(2, [again], 0)).duplicates == 1
+    (receipt,) = disk_queue.receipts.recent
+    assert (receipt.event_id, receipt.state) == (event_id(disk_queue.stored_event(1) or b""), "duplicate")
+
+
+def test_without_a_bound_on_bytes_everything_fits(disk_queue: DiskQueue) -> None:
+    store = make_store(max_bytes=0)
+    assert (
+        put(disk_queue, store, *[arrival(b'"%b"' % (b"x" * 100_000), packet_id=n) for n in range(1, 20)]).stored == 19
+    )
+
+
+def test_the_dead_go_before_any_that_waits(disk_queue: DiskQueue) -> None:
+    store = make_store(max_bytes=1 << 20, overflow="drop-oldest")
+    payload = b'"%b"' % (b"x" * 100_000)
+    put(disk_queue, store, *[arrival(payload, packet_id=n) for n in range(1, 6)])
+    with disk_queue.transaction():
+        disk_queue.reject([DeadRow(row.row_id, "refused") for row in disk_queue.take(3, 1 << 30)])
+    put(disk_queue, store, *[arrival(payload, packet_id=n) for n in range(6, 11)])
+    assert disk_queue.counts().ready == 7
+    assert disk_queue.counts().dead == 0
+    assert disk_queue.ledger.totals() == {"dead": 3, "dead_removed": 3}

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from bridge import monitor as monitor_module
 from bridge.broker import watch_topic
+from bridge.cli.status import show_once
 from bridge.config import MqttSettings
 from bridge.errors import FaultError
 from bridge.monitor import STATUS_TOPIC, Monitor, as_csv, as_frame, as_json, first
@@ -161,3 +163,11 @@ def test_a_frame_with_rows_is_indexed_by_when_they_were_made(monkeypatch: pytest
     as_frame(HISTORY)
     at = [f"time {tree['at']}" for tree in HISTORY]
     assert calls == [("assign", {"at": at}), ("set_index", "at")]
+
+
+async def test_where_no_status_is_retained_the_command_says_what_to_look_at() -> None:
+    async def cleared() -> AsyncGenerator[bytes, None]:
+        yield b""
+
+    with pytest.raises(FaultError, match="no status is retained on edge/x"):
+        await show_once(cleared, "edge/x", as_json=True)

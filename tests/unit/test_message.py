@@ -189,3 +189,30 @@ def test_neither_topic_nor_payload_can_forge_the_mark() -> None:
     assert marked is not None
     assert orjson.loads(marked[0])["subject"] == f"edge/{HOSTILE}"
     assert orjson.loads(marked[0])["data"] == orjson.loads(payload)
+
+
+@pytest.mark.parametrize(
+    ("event", "bare"),
+    [
+        (
+            message.head("a", message.head_middle("edge/x", "t"), "2026-01-01T00:00:00Z")
+            + message.tail(b"\xff", is_json=False),
+            {"data_base64": "/w=="},
+        ),
+        (b'{ "specversion":"1.0","id":"a","data":[1,2]}', [1, 2]),
+        (b'{ "specversion":"1.0","id":"a","data_base64":"AAE="}', {"data_base64": "AAE="}),
+        (b'{ "specversion":"1.0","id":"a"}', {"data_base64": ""}),
+    ],
+)
+def test_the_bare_payload_of_any_event_is_found(event: bytes, bare: object) -> None:
+    assert orjson.loads(message.payload_json(event)) == bare
+
+
+def test_an_event_whose_time_is_no_text_is_kept_and_read_by_parsing() -> None:
+    foreign = (
+        b'{"specversion":"1.0","id":"a","source":"s","type":"t","subject":"x","time":5,"datacontenttype":"d","data":1}'
+    )
+    adopted = message.adopt(foreign, 1.0, "edge/x", 1)
+    assert adopted is not None
+    assert adopted.startswith(b"{ ")
+    assert orjson.loads(adopted) == orjson.loads(foreign)

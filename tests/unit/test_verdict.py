@@ -386,3 +386,8 @@ def test_an_excerpt_is_short_and_printable(text: str) -> None:
     shown = verdict.excerpt(text)
     assert len(shown) <= verdict.EXCERPT_CHARS_MAX
     assert shown.isprintable()
+
+
+@pytest.mark.parametrize("body", [b" " * 99, b'{"stored": 1, "note": "' + b"x" * 99])
+def test_an_answer_cut_off_before_it_says_anything_delivers_nothing(body: bytes) -> None:
+    assert judge(Reply(200, "application/json", body=body, truncated=True)) != Delivered()
