@@ -117,10 +117,13 @@ def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
 
 
 def _not_code(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what does nothing at run time, or is another program's text: annotations, docstrings, checks for mypy."""
+    """Yield what does nothing at run time: annotations, docstrings, decorators of values, checks for mypy."""
     for name in ("annotation", "returns"):
         if part := getattr(node, name, None):
             yield from ast.walk(part)
+    if isinstance(node, ast.ClassDef):
+        for decorator in node.decorator_list:
+            yield from ast.walk(decorator)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         yield from ast.walk(node)
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":

@@ -381,6 +381,28 @@ def test_the_table_in_this_test_and_the_table_in_the_code_know_the_same_codes() 
     assert {verdict.meaning(status_code) for status_code in listed} == set(Meaning)
 
 
+def test_an_excerpt_has_two_hundred_characters_at_most() -> None:
+    assert verdict.excerpt("x" * 200) == "x" * 200
+    assert len(verdict.excerpt("x" * 201)) == 200
+
+
+@pytest.mark.parametrize(
+    ("status_code", "advice"),
+    [
+        *((code, "upload.token") for code in (401, 403)),
+        *((code, "upload.url") for code in (301, 404, 405, 410)),
+        (407, "upload.proxy"),
+        (415, "upload.format"),
+        (402, "the upload settings"),
+    ],
+)
+def test_a_pause_says_where_to_look(status_code: int, advice: str) -> None:
+    paused = judge(Reply(status_code))
+    assert isinstance(paused, Pause)
+    assert str(status_code) in paused.reason
+    assert advice in paused.reason
+
+
 @given(st.text(max_size=1000))
 def test_an_excerpt_is_short_and_printable(text: str) -> None:
     shown = verdict.excerpt(text)
