@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -18,11 +20,19 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from tests.harness import wait_until
+from tests.harness.zygote import Forked, Zygote
 
 REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 15
 STOP_SECONDS = 20
 REFUSE_SECONDS = 10  # promise 13
+
+
+@functools.cache
+def _zygote() -> Zygote:
+    zygote = Zygote()
+    atexit.register(zygote.close)
+    return zygote
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -57,9 +67,14 @@ class BridgeProcess:
         self._module = module
         self._command = [*wrapper, sys.executable, "-m", module, *command]
         self._wrapped = bool(wrapper)
+        self._words = tuple(command)
+        # What is wrapped, broken on purpose, or given something that Python itself reads has a start of its own; so has
+        # what is measured for its coverage.
+        plain = not wrapper and module == "bridge" and all(name.startswith("BRIDGE_") for name in variables or {})
+        self._may_be_forked = plain and command[:1] == ("run",) and "COVERAGE_PROCESS_CONFIG" not in os.environ
         self._variables = dict(variables or {})
         self._stdout_path, self._stderr_path = folder / "bridge.out", folder / "bridge.err"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     @property
     def stdout(self) -> str:
@@ -86,16 +101,22 @@ class BridgeProcess:
     def start(self) -> Self:
         assert not self.running
         own = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
+        variables = own | {"PYTHONPATH": str(REPOSITORY)} | environment(self.settings) | self._variables
+        # In its own folder, so that no ./data and no config/bridge.toml of the repository is found.
         with self._stdout_path.open("ab") as stdout, self._stderr_path.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=self.folder,  # so that no ./data and no config/bridge.toml of the repository is found
-                env=own | {"PYTHONPATH": str(REPOSITORY)} | environment(self.settings) | self._variables,
-                start_new_session=True,
-            )
+            if self._may_be_forked:
+                outputs = stdout.fileno(), stderr.fileno()
+                self._process = _zygote().fork(self._words, self.folder, variables, outputs)
+            else:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd=self.folder,
+                    env=variables,
+                    start_new_session=True,
+                )
         return self
 
     def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> Self:
@@ -137,7 +158,7 @@ class BridgeProcess:
             self.kill()
 
     @property
-    def _child(self) -> subprocess.Popen[bytes]:
+    def _child(self) -> subprocess.Popen[bytes] | Forked:
         assert self._process is not None, "not started"
         return self._process
 
