@@ -1,9 +1,9 @@
 """A process that has the bridge imported and forks one when asked; the suite starts some hundreds.
 
-Most of a bridge's start is its imports. Everything from `bridge.cli.main` on is the same as in `python -m bridge run`; what is measured, limited, traced or
-loaded otherwise is started as a process of its own (`BridgeProcess` decides). Each pytest worker has one zygote, which
-ends with it. Its words, each a packet on a socket pair: JSON of what to run, with the two outputs as descriptors → the
-process id; a process id → its exit status, or "running".
+Most of a bridge's start is its imports. Everything from `bridge.cli.main` on is the same as in `python -m bridge run`;
+what is measured, limited, traced or loaded otherwise is started as a process of its own (`BridgeProcess` decides). Each
+pytest worker has one zygote, which ends with it. Its words, each a packet on a socket pair: JSON of what to run, with
+the two outputs as descriptors → the process id; a process id → its exit status, or "running".
 """
 
 from __future__ import annotations
