@@ -313,38 +313,6 @@ def test_the_level_decides_what_is_written(untouched_logging: None) -> None:
     assert "no space" in stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("event", "level", "words"),
-    [
-        (Withheld(3), logging.WARNING, "3 messages stored, but not confirmed"),
-        (RequestRefused("t/a", "not there"), logging.WARNING, 'a producer on "t/a" asks for receipts that cannot be'),
-        (Echoed("edge/buffer/x"), logging.WARNING, "comes back and is not taken"),
-        (QueueDamaged("page 7"), logging.ERROR, "set aside, a new one is begun: page 7"),
-        (RowsMissing(3, 5), logging.ERROR, "rows 3 to 5 of the queue were stored and are gone"),
-        (Salvaged("data.db.damaged-1", 9, 0, ()), logging.INFO, "salvaged 9 waiting messages from data.db.damaged-1"),
-        (Salvaged("data.db.damaged-1", 9, None, ()), logging.ERROR, "an unknown number could not be read"),
-        (Hung("the uploader has not moved"), logging.ERROR, "a part hangs, the watchdog is not fed until it moves"),
-    ],
-)
-def test_what_concerns_the_operator_is_one_line(event: Event, level: int, words: str) -> None:
-    (line,) = Recorder().see(event)
-    assert line.level == level
-    assert words in line.message
-
-
-def test_what_comes_back_is_told_once_and_what_moves_again_too() -> None:
-    log = Recorder()
-    log.see(Echoed("edge/buffer/x"), RequestRefused("t", "no"), Hung("late"))
-    assert log.see(Echoed("edge/buffer/y"), RequestRefused("t", "no"), times=10) == []
-    (line,) = log.see(Moving())
-    assert "every part moves" in line.message
-
-
-def test_files_that_are_deleted_after_a_salvage_are_named_and_so_is_what_they_lacked() -> None:
-    (_, *lines) = Recorder().see(Salvaged("c", 1, 0, (("a", 0), ("b", 3))))
-    assert [name for line, name in zip(lines, "ab", strict=True) if f"deleted {name}" in line.message] == ["a", "b"]
-
-
 def test_what_is_counted_elsewhere_makes_no_line() -> None:
     assert Recorder().see(Received(1), Stored(1, 0, 0), Delivered(1, 0.1), ReceiptsGiven(1, 0), times=3) == []
 

@@ -210,29 +210,6 @@ def test_confirmations_are_one_piece_in_order() -> None:
     assert pubacks([1, 258, 65535]) == b"\x40\x02\x00\x01\x40\x02\x01\x02\x40\x02\xff\xff"
 
 
-def test_properties_that_nobody_asked_for_are_passed_over() -> None:
-    subscription = b"\x0b\x80\x01"  # a number of two bytes
-    (item,) = feed_all(publish(properties=varint(len(subscription)) + subscription, payload=b"p"), [])
-    assert item == Publish("t", b"p", 1, dup=False)
-
-
-def test_a_publish_that_cannot_fit_is_told_of_however_slowly_its_head_comes() -> None:
-    stream = publish("big/one", b"z" * 300_000, packet_id=9)
-    for cut in range(1, 20):
-        assert feed_all(stream, [cut, cut + 1, 5000]) == [TooLarge("big/one", 9, 300_003)]
-
-
-def test_topics_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """I5: whoever publishes on ever new topics fills no memory."""
-    monkeypatch.setattr("bridge.wire._TOPICS_MAX", 3)
-    splitter = Splitter(mqtt5=True, payload_bytes_max=PAYLOAD_MAX)
-    for number in range(10):
-        (item,) = splitter.feed(publish(f"t/{number}"))
-        assert isinstance(item, Publish)
-        assert item.topic == f"t/{number}"
-        assert len(splitter._topics) <= 3
-
-
 def test_a_puback_without_a_packet_id_is_malformed() -> None:
     assert puback(b"\x40\x02\x01\x02") == (258, 0)
     assert puback(b"\x40\x04\x01\x02\x87\0") == (258, 0x87)
