@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from bridge.message import Row, event_id, payload_json
 
@@ -98,6 +98,8 @@ def body(batch: Batch, body_format: Format) -> bytes:
             return b"[%b]" % b",".join(payload_json(row.data) for row in batch.rows)
         case "ndjson":
             return b"".join(b"%b\n" % row.data for row in batch.rows)
+        case never:
+            assert_never(never)
 
 
 def content_type(body_format: Format) -> str:

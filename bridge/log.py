@@ -157,6 +157,8 @@ class FaultLog:
                 if qos < wanted_qos:
                     what = f'the broker granted "{topic_filter}" with QoS {qos} instead of {wanted_qos}: '
                     yield from self._once(what + "what it sends while the bridge is away or stops is lost")
+            case never:
+                assert_never(never)
 
     def _cloud_lines(self, event: CloudAnswered | CloudFailed | CloudPaused) -> Iterator[Line]:
         match event:
@@ -168,6 +170,8 @@ class FaultLog:
             case CloudPaused(error):
                 what = "uploading is paused until the cloud accepts us, the queue keeps the messages"
                 yield from self._broken("cloud", logging.ERROR, what, error)
+            case never:
+                assert_never(never)
 
     def _own_lines(self, event: DiskTroubled | DiskRecovered | Hung | Moving) -> Iterator[Line]:
         match event:
@@ -182,6 +186,8 @@ class FaultLog:
                 yield from self._broken("liveness", logging.ERROR, what, reason)
             case Moving():
                 yield from self._works("liveness", "every part moves")
+            case never:
+                assert_never(never)
 
     def _topic_lines(self, event: ConflictSeen | RequestRefused | Echoed) -> Iterator[Line]:
         match event:
@@ -197,6 +203,8 @@ class FaultLog:
                     "an old subscription in the broker's session (take another mqtt.client_id), or a bridge of brokers"
                 )
                 yield from self._once(what + why, subject="echo")
+            case never:
+                assert_never(never)
 
     def _message_lines(self, event: Withheld | Refused | Dropped | Died) -> Iterator[Line]:
         match event:
@@ -210,6 +218,8 @@ class FaultLog:
                 yield from self._tally(logging.ERROR, f"dropped, they are in the loss ledger: {reason}", messages)
             case Died(messages, reason):
                 yield from self._tally(logging.ERROR, f"dead, they are kept and in the loss ledger: {reason}", messages)
+            case never:
+                assert_never(never)
 
     def _damage_lines(self, event: QueueDamaged | RowsMissing | Salvaged) -> Iterator[Line]:
         match event:
@@ -226,6 +236,8 @@ class FaultLog:
                 for name, lost in deleted:
                     level = logging.INFO if lost == 0 else logging.WARNING
                     yield Line(level, f"deleted {name}: there are newer ones; {_missing(lost)}", {})
+            case never:
+                assert_never(never)
 
     def _broken(self, name: str, level: int, what: str, error: str) -> Iterator[Line]:
         part = self._parts.setdefault(name, _Part(name))

@@ -248,3 +248,15 @@ def test_without_a_mosquitto_nothing_begins(
     shown = edge_bridge(command)
     assert (shown.exit_status, shown.stdout) == (2, "")
     assert "mosquitto is not installed" in shown.stderr
+
+
+def test_who_is_asked_nothing_ends_in_peace(mosquitto: Mosquitto) -> None:
+    with Part("sink") as sink:
+        port = sink.hear()["port"]
+        with Part("poster", port=port, count=10, payload_bytes=100, compression="none") as poster:
+            poster.hear()
+        options = {"phase": int(Phase.THROUGHPUT), "count": 10, "payload_bytes": 100}
+        with Part("generator", port=mosquitto.port, **options) as generator:
+            generator.hear()
+        assert sink.ask("report")["unique"] == 0
+    assert (sink.returncode, poster.returncode, generator.returncode) == (0, 0, 0)

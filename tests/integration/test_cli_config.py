@@ -7,6 +7,7 @@ import errno
 import json
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 import jsonschema
@@ -213,3 +214,33 @@ def test_a_receiver_whose_token_is_empty_takes_nobody_in(edge_bridge: Command, t
         shown = edge_bridge("receiver", "--port", "1", "--data", str(tmp_path / "cloud"), option, value)
         assert shown.exit_status == 2
         assert words in shown.stderr
+
+
+def test_doctor_says_the_same_to_programs_and_to_people_and_packs_it_for_support(
+    edge_bridge: Command, free_port: int, tmp_path: Path
+) -> None:
+    variables = {
+        "BRIDGE_UPLOAD__URL": f"http://127.0.0.1:{free_port}/",
+        "BRIDGE_MQTT__PORT": str(free_port),
+        "BRIDGE_QUEUE__PATH": str(tmp_path / "queue"),
+        "BRIDGE_WEB__PORT": "0",
+    }
+    as_json = edge_bridge("doctor", "--json", **variables)
+    document = json.loads(as_json.stdout)
+    assert (as_json.exit_status, document["healthy"]) == (1, False)
+    as_text = edge_bridge("doctor", "--bundle", "support.tar.gz", **variables)
+    assert as_text.exit_status == 1
+    assert [f"{line['grade']:<4}  {line['check']}" in as_text.stdout for line in document["lines"]].count(False) == 0
+    assert "wrote support.tar.gz" in as_text.stdout
+    with tarfile.open(tmp_path / "support.tar.gz") as bundle:
+        assert any(name.endswith("configuration.json") for name in bundle.getnames())
+
+
+def test_doctor_of_a_configuration_that_is_wrong_says_so_first_and_packs_what_there_is(
+    edge_bridge: Command, tmp_path: Path
+) -> None:
+    shown = edge_bridge("doctor", "--bundle", "support.tar.gz", BRIDGE_MQTT__TOPICS="5", BRIDGE_QUEUE__PATH="queue")
+    assert shown.exit_status == 2
+    assert "a list of texts, as in" in shown.stdout
+    with tarfile.open(tmp_path / "support.tar.gz") as bundle:
+        assert not any(name.endswith("configuration.json") for name in bundle.getnames())

@@ -26,11 +26,12 @@ from bridge.client import (
     UnsentError,
     UsageError,
 )
+from bridge.disk_queue import DiskQueue
 from bridge.environment import broker_address
-from bridge.errors import QueueInUseError
+from bridge.errors import DiskFullError, OperatorError, QueueInUseError
 from bridge.events import SubscriptionRefused
 from bridge.message import Publish
-from bridge.wire import TooLarge
+from bridge.wire import TooLarge, string
 from tests.harness import eventually
 from tests.harness.mosquitto import Mosquitto
 
@@ -350,3 +351,43 @@ async def test_an_error_under_way_is_not_hidden_by_what_was_not_sent(
     with pytest.raises(ZeroDivisionError):
         await fail_meanwhile()
     assert "never reached the broker" in caplog.text
+
+
+async def test_who_waits_for_room_in_vain_hears_that_the_message_is_not_held(free_port: int) -> None:
+    async with client(free_port, messages_max=1, close_timeout_seconds=0.0) as predictions:
+        kept = await predictions.publish({"n": 1}, until="accepted")
+        with pytest.raises(NotYetError, match="not accepted within") as raised:
+            await predictions.publish({"n": 2}, until="accepted", timeout=0.1)
+        assert raised.value.reached is None
+        assert [outgoing.message_id for outgoing in predictions._outbox.held()] == [kept.id]
+        with pytest.raises(UnsentError):
+            await predictions.close()
+
+
+async def test_what_the_spool_cannot_write_is_not_accepted(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DiskFullError("no space left on the device")
+
+    async with client(free_port, spool=tmp_path / "spool") as predictions:
+        await predictions.publish({"n": 1}, until="accepted")
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskQueue, "put_rows", fail)
+            with pytest.raises(DiskFullError):
+                await predictions.publish({"n": 2}, until="accepted")
+        assert predictions.held_messages == 1
+
+
+async def test_topics_are_remembered_up_to_a_bound(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.client.session._TOPICS_MAX", 3)
+    predictions = client(free_port)
+    for number in range(10):
+        assert predictions._topic_bytes(f"t/{number}") == string(f"t/{number}".encode())
+        assert len(predictions._topics) <= 3
+
+
+async def test_an_unknown_version_of_paho_is_refused(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.broker.lane_fits", lambda: False)
+    with pytest.raises(OperatorError, match="paho-mqtt is not known"):
+        await client(free_port).__aenter__()

@@ -18,6 +18,7 @@ from bridge.demo import stage, story
 from bridge.demo.classifier import Classifier
 from bridge.demo.cloud import Cloud
 from bridge.demo.stage import LOG_LINES_MAX, Program, StageError
+from bridge.demo.tally import Tally
 from bridge.errors import FaultError, OperatorError
 from tests.harness import wait_until
 from tests.harness.cloud import Cloud as FakeCloud
@@ -107,3 +108,19 @@ def test_a_program_that_does_not_end_kindly_is_ended(tmp_path: Path, monkeypatch
     wait_until(lambda: program.last_lines() == ["begun"])
     program.end()
     assert program.exit_status == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_people_get_a_table_and_nothing_is_kept_unless_asked_for(
+    edge_bridge: Command, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    tally = Tally(published=9, stored=9, delivered=9 - lost, duplicated=0, lost=lost, unexpected=0, altered=0)
+
+    async def run(_: story.Story) -> story.Outcome:
+        return story.Outcome(tally, 5, 1.0, 2, 0.5, 1, 1.0, 3, 0, 0.97, 9.0)
+
+    monkeypatch.setattr(story.Story, "run", run)
+    shown = edge_bridge("demo")
+    assert shown.exit_status == lost
+    assert ("Nothing was lost." in shown.stdout) is not bool(lost)
+    assert "Kept in" not in shown.stdout

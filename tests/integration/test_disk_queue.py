@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import orjson
@@ -13,7 +14,7 @@ import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow, serializer
 from bridge.errors import DiskFullError, QueueDamagedError, QueueInUseError, QueueUnusableError
-from bridge.message import DeadRow, head, head_middle, tail
+from bridge.message import DeadRow, event_id, head, head_middle, tail
 
 
 def event(name: str) -> bytes:
@@ -241,3 +242,43 @@ def test_the_serializer_is_json_and_never_pickle() -> None:
     assert serializer.loads(b'{"a":1}') == {"a": 1}
     with pytest.raises(orjson.JSONDecodeError):
         serializer.loads(b"\x80\x04N.")
+
+
+def test_rows_of_another_program_become_events_or_are_dead_once(tmp_path: Path) -> None:
+    """What the stock library stored has no checksum: it is adopted when it is taken, and has one from then on."""
+    DiskQueue(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        put_raw = "INSERT INTO ack_queue_default (data, timestamp, status) VALUES (?, ?, 1)"
+        connection.executemany(put_raw, [(b'{"a":1}', 5.0), (b"\x80\x04pickle", 5.0), (None, 5.0), (b"[2]", -1e300)])
+        connection.commit()
+    asked: list[tuple[bytes, float]] = []
+
+    def adopt_json(data: bytes, at: float) -> bytes | None:
+        asked.append((data, at))
+        return None if data[:1] == b"\x80" else event(f"adopted-{len(asked)}")
+
+    queue = DiskQueue(tmp_path, adopt=adopt_json)
+    with queue.transaction():
+        assert [event_id(row.data) for row in queue.take(10, 1 << 20)] == ["adopted-1", "adopted-3"]
+    assert asked == [(b'{"a":1}', 5.0), (b"\x80\x04pickle", 5.0), (b"[2]", 0.0)]
+    assert [row.reason for row in queue.dead_rows()] == ["undecodable", "undecodable"]
+    queue.close()
+    again = DiskQueue(tmp_path, adopt=adopt_json)
+    assert len(take(again)) == 2
+    assert len(asked) == 3, "adopted once"
+    again.close()
+
+
+def test_a_group_that_is_too_large_for_what_is_free_waits(disk_queue: DiskQueue) -> None:
+    assert disk_queue.full_reason(0, 1000) == ""
+    assert "too little for" in disk_queue.full_reason(0, 1 << 60)
+
+
+def test_a_folder_with_other_things_in_it_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "photo.jpg").touch()
+    FolderLock(tmp_path).release()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    (tmp_path / "photo.jpg").unlink()
+    FolderLock(tmp_path).release()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700

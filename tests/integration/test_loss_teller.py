@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import orjson
 import pytest
 
+from bridge import loss_teller
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue, NewRow
+from bridge.disk_thread import DiskThread
 from bridge.loss import Loss, LossReason
 from bridge.loss_teller import REFUSED_PAUSE_SECONDS, LossTeller
 from bridge.message import DeadRow, head, head_middle, tail, uuid7
+from tests.harness import eventually
 
 EVENT = head("m", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b"1", is_json=True)
 
@@ -168,3 +172,31 @@ def test_each_telling_names_what_was_lost_since_the_one_before(disk_queue: DiskQ
             disk_queue.ack_rows([row.row_id])
         named.append(orjson.loads(row.data)["data"]["ids"])
     assert named == [["m0", "m1"], ["m0", "m1", "m2"]]
+
+
+async def test_it_looks_again_and_again_and_tells_only_who_wants_to_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_teller, "INTERVAL_SECONDS", 0.01)
+    urls = {"url": "http://127.0.0.1:1/"}
+    silent = Settings.model_validate({"upload": {**urls, "report_losses": False}})
+    bare = Settings.model_validate({"upload": {**urls, "format": "json"}})
+    told = Settings.model_validate({"upload": urls})
+    current = [silent, silent, bare, bare]  # and then `told`, for ever
+    disk = DiskThread(DiskQueue(tmp_path, durability="crash"), keep_seconds=1, keep_messages=1)
+    await disk.run(lambda queue: queue.record_loss(Loss(LossReason.TOO_LARGE, 1, "t")))
+    teller = LossTeller(
+        disk,
+        told.queue,
+        upload=lambda: (current.pop() if current else told).upload,
+        cloud_is_online=lambda: True,
+        source_name="edge/x",
+        wall=lambda: 1_800_000_000.0,
+        fresh_id=lambda: uuid7(0, 1),
+    )
+    telling = asyncio.create_task(teller.run())
+    await eventually(lambda: disk.run(lambda queue: queue.counts().ready == 1))
+    assert not current, "those who want none got none"
+    telling.cancel()
+    await asyncio.gather(telling, return_exceptions=True)
+    await asyncio.to_thread(disk.close)
