@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tarfile
 import threading
 import time
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from bridge.cli import doctor
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.doctor.line import fail, ok
 from bridge.doctor.probes import in_thread
 from tests.harness import free_port
 from tests.harness.authority import Authority
@@ -174,3 +177,24 @@ def test_the_bundle_holds_no_secret(tmp_path: Path) -> None:
     assert bundle.stat().st_mode & 0o777 == 0o600
     again = run_command("doctor", "--bundle", str(bundle), folder=tmp_path, variables=environment(settings))
     assert (again.returncode, "File exists" in again.stderr) == (2, True)
+
+
+def test_on_a_terminal_the_list_is_coloured_and_nothing_in_it_steers_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    doctor._print([ok("disk speed", "0.9 ms a sync"), fail("broker", "says \x1b[2J", "look at its log")])
+    shown = capsys.readouterr().out
+    assert "0.9 ms a sync" in shown
+    assert "→ look at its log" in shown
+    assert "1 failed, 0 to look at, 1 fine" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x1b[" in shown
+
+
+def test_a_bundle_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
+    variables = environment({"upload.url": "http://127.0.0.1:9/", "mqtt.port": free_port()})
+    done = run_command("doctor", "--bundle", "/nowhere/bundle.tar.gz", folder=tmp_path, variables=variables)
+    assert done.returncode == 2
+    assert "/nowhere/bundle.tar.gz" in done.stderr
