@@ -470,11 +470,10 @@ class Service:
             return
         self._forwarder.reconfigure(settings.upload)
         logging.getLogger("bridge").setLevel(settings.log.level.upper())
-        fixed = [
-            name
-            for name in type(settings).model_fields
-            if name not in ("upload", "log") and getattr(settings, name) != getattr(self._settings, name)
-        ]
+        now = self._settings
+        log_as_it_was = settings.log.model_copy(update={"level": now.log.level})
+        rest = settings.model_copy(update={"upload": now.upload, "log": log_as_it_was})
+        fixed = [name for name in type(rest).model_fields if getattr(rest, name) != getattr(now, name)]
         log.info("configuration reloaded%s", f"; only a restart changes {', '.join(fixed)}" if fixed else "")
 
 

@@ -7,6 +7,7 @@ Real signals, a real broker and a real queue; only the process is the test's. A 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class ServiceHere:
         self._variables = environment(settings)
         self._service = Service(self._settings(), self._settings, supervision)
         self._running: asyncio.Task[None] | None = None
+        self._log_level = logging.getLogger("bridge").level
 
     def _settings(self) -> Settings:
         return load(self.file, self._variables).settings
@@ -76,6 +78,7 @@ class ServiceHere:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger("bridge").setLevel(self._log_level)  # a reload may have set it, for the whole process
         if not self.has_ended:
             self._service._stop.set()
             await self.ended()

@@ -151,7 +151,7 @@ async def test_sighup_applies_what_can_be_changed_and_keeps_what_is_wrong_out(
 ) -> None:
     caplog.set_level(logging.INFO, "bridge")
     url = stage.settings["upload.url"]
-    settings = {key: value for key, value in stage.settings.items() if key != "upload.url"}
+    settings = {key: value for key, value in stage.settings.items() if key not in {"upload.url", "log.format"}}
     (stage.folder / "bridge.toml").write_text(f'[upload]\nurl = "{url}"\n')
     with Cloud() as elsewhere:
         async with ServiceHere(stage.folder, settings, Supervision(manager.address, None)) as bridge:
@@ -159,9 +159,11 @@ async def test_sighup_applies_what_can_be_changed_and_keeps_what_is_wrong_out(
             bridge.hup()
             await eventually(lambda: "configuration not reloaded" in caplog.text)
             manager.forget()
-            bridge.file.write_text(f'[intake]\nlinger_ms = 7\n[upload]\nurl = "{elsewhere.url}"\n')
+            bridge.file.write_text(
+                f'[intake]\nlinger_ms = 7\n[upload]\nurl = "{elsewhere.url}"\n[log]\nformat = "text"\n'
+            )
             bridge.hup()
-            await eventually(lambda: "configuration reloaded; only a restart changes intake" in caplog.text)
+            await eventually(lambda: "configuration reloaded; only a restart changes intake, log" in caplog.text)
             await eventually(lambda: "READY=1" in manager.lines)
             assert any(line.startswith("RELOADING=1") for line in manager.lines)
             await publish(stage, 1)

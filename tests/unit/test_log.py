@@ -242,6 +242,7 @@ class Terminal(io.StringIO):
 def untouched_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    logging.getLogger("bridge").setLevel(logging.NOTSET)  # whatever came before
     yield
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
