@@ -8,6 +8,9 @@ used from plain and from async tests alike.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
 import socket
 import threading
 import time
@@ -20,11 +23,21 @@ T = TypeVar("T")
 POLL_SECONDS = 0.01
 
 
+# Below the ports that the kernel gives to connections, so that none of those takes what was free a moment ago; each
+# worker has a part of its own, and goes round in it.
+_PORTS_FIRST, _PORTS_EACH = 10_000, 2000
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+_ports = itertools.cycle(range(_PORTS_FIRST + _worker * _PORTS_EACH, _PORTS_FIRST + (_worker + 1) * _PORTS_EACH))
+
+
 def free_port() -> int:
-    """Return a loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback TCP port that nobody listens on, and nobody else will be given soon."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def wait_until(condition: Callable[[], T], timeout_seconds: float = 10, what: str = "") -> T:
