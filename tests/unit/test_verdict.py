@@ -381,6 +381,12 @@ def test_the_table_in_this_test_and_the_table_in_the_code_know_the_same_codes() 
     assert {verdict.meaning(status_code) for status_code in listed} == set(Meaning)
 
 
+def test_two_rows_are_enough_to_be_halved() -> None:
+    two = Batch((row(1), row(2)))
+    assert isinstance(judge(Reply(400), two), Halve)
+    assert isinstance(judge(Reply(200, "application/json", body=b'{"results":[', truncated=True), two), Halve)
+
+
 def test_an_excerpt_has_two_hundred_characters_at_most() -> None:
     assert verdict.excerpt("x" * 200) == "x" * 200
     assert len(verdict.excerpt("x" * 201)) == 200
