@@ -79,7 +79,7 @@ def drained_while_full(stage: Stage, disk: SmallDisk, status: StatusReader) -> N
         return waiting(status) == 0 and queue["delivered"] == 0
 
     stage.cloud.always()
-    wait_until(emptied, 30, "drained and deleted while full")
+    wait_until(emptied, 60, "drained and deleted while full")
     assert told_full(status)
     assert stage.cloud.unique == BACKLOG, "intake took something in"
 

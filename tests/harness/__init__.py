@@ -90,9 +90,10 @@ class LoopThread:
 
     @staticmethod
     async def _cancel_all() -> None:
-        await asyncio.sleep(0)  # what was accepted just now gets its transport, and with it somebody who closes it
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(3):  # a server that is ended accepts until then
+            await asyncio.sleep(0)  # what was accepted just now gets its transport, and with it somebody who closes it
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
         await asyncio.sleep(0)
