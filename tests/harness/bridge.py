@@ -143,9 +143,11 @@ class BridgeProcess:
         os.kill(self.pid, signal.SIGHUP)
 
     def kill(self) -> None:
-        """SIGKILL for the whole group, and wait until it is gone."""
+        """SIGKILL for the whole group, and wait until the bridge is gone, also behind a wrapper, and its locks with it."""
         with contextlib.suppress(ProcessLookupError):
+            pid = self.pid
             os.killpg(self._child.pid, signal.SIGKILL)
+            wait_until(lambda: _is_gone(pid), STOP_SECONDS, "killed")
         self._child.wait(STOP_SECONDS)
 
     def __enter__(self) -> Self:
@@ -188,6 +190,15 @@ def refused(folder: Path, settings: Mapping[str, object], *, wrapper: Sequence[s
     assert hint.startswith("hint: ")
     assert all(line.startswith("edge-bridge: error: ") for line in errors)
     return [*(line.removeprefix("edge-bridge: error: ") for line in errors), hint.removeprefix("hint: ")]
+
+
+def _is_gone(pid: int) -> bool:
+    """Say whether a process has closed its files: when it is a zombie, or no more."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state in "ZX"
 
 
 class StatusReader:
