@@ -143,7 +143,7 @@ class BridgeProcess:
         os.kill(self.pid, signal.SIGHUP)
 
     def kill(self) -> None:
-        """SIGKILL for the whole group, and wait until the bridge is gone, also behind a wrapper, and its locks with it."""
+        """SIGKILL for the whole group, and wait until the bridge has let go of its files, also behind a wrapper."""
         with contextlib.suppress(ProcessLookupError):
             pid = self.pid
             os.killpg(self._child.pid, signal.SIGKILL)
