@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import importlib.abc
 import importlib.machinery
 import os
@@ -80,40 +79,35 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 
 class Mistake(NamedTuple):
-    """Replace the node at this place of the walk by another."""
+    """One node of a tree, its place there, and what stands there by mistake."""
 
-    line: int
-    was: str
-    now: str
-    tree: ast.Module
+    parent: ast.AST
+    field: str
+    index: int | None
+    was: ast.AST
+    now: ast.AST
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.was.lineno, self.was.col_offset  # type: ignore[attr-defined]
+
+    def make(self) -> None:
+        """Put it into the tree, for good."""
+        if self.index is None:
+            setattr(self.parent, self.field, self.now)
+        else:
+            getattr(self.parent, self.field)[self.index] = self.now
 
 
-def mistakes(source: str) -> Iterator[Mistake]:
-    """Yield every mistake that can be made in a module, in the order of its lines."""
-    tree = ast.parse(source)
+def mistakes(tree: ast.Module) -> list[Mistake]:
+    """Every mistake that can be made in a module, in the order of its lines."""
     skipped = {id(part) for node in ast.walk(tree) for part in _not_code(node)}
     found = [
-        (node, parent, field, index, other)
+        Mistake(parent, field, index, node, other)
         for parent, field, index, node in _places(tree, skipped)
         for other in _mistaken(node)
     ]
-    found.sort(key=lambda each: (each[0].lineno, each[0].col_offset))  # type: ignore[attr-defined]
-    for node, parent, field, index, other in found:
-        holder = getattr(parent, field)
-        _put(parent, field, index, other)
-        changed = ast.fix_missing_locations(copy.deepcopy(tree))
-        if index is None:
-            setattr(parent, field, holder)
-        else:
-            holder[index] = node
-        yield Mistake(node.lineno, ast.unparse(node), ast.unparse(other), changed)  # type: ignore[attr-defined]
-
-
-def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
-    if index is None:
-        setattr(parent, field, node)
-    else:
-        getattr(parent, field)[index] = node
+    return sorted(found, key=lambda each: each.place)
 
 
 def _not_code(node: ast.AST) -> Iterator[ast.AST]:
@@ -185,14 +179,16 @@ class MistakenModule(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self._code, module.__dict__)  # noqa: S102 - our own module
 
 
-def survives(module: str, tree: ast.Module, tests: Sequence[str]) -> bool:
-    """Run the tests on a mistake, in a child; a child that hangs has seen it."""
+def survives(module: str, tree: ast.Module, mistake: Mistake | None, tests: Sequence[str]) -> bool:
+    """Run the tests on a mistake, in a child that alone makes it; a child that hangs has seen it."""
     file = ROOT / "bridge" / f"{module}.py"
     if not (child := os.fork()):
         os.setsid()
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
+        if mistake:
+            mistake.make()
         name = f"bridge.{module.replace('/', '.')}"
         sys.meta_path.insert(0, MistakenModule(name, file, compile(tree, str(file), "exec")))
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "--timeout=30", *_QUIET]
@@ -223,20 +219,22 @@ def main() -> int:
 
 def check(module: str, sample: int | None, seed: int, show: int | None) -> int:
     """Try the mistakes of one module; print and count the survivors."""
-    source = (ROOT / "bridge" / f"{module}.py").read_text()
-    numbered = list(enumerate(mistakes(source)))
+    tree = ast.parse((ROOT / "bridge" / f"{module}.py").read_text())
+    numbered = list(enumerate(mistakes(tree)))
     if show is not None:
-        print(ast.unparse(numbered[show][1].tree))
+        numbered[show][1].make()
+        print(ast.unparse(tree))
         return 0
-    if not survives(module, ast.parse(source), TESTS[module]):
+    if not survives(module, tree, None, TESTS[module]):
         print(f"{module}: the tests fail without any mistake")
         return 1
     chosen = numbered if sample is None or sample >= len(numbered) else random.Random(seed).sample(numbered, sample)
     left = 0
     for number, mistake in sorted(chosen, key=lambda each: each[0]):
-        if survives(module, mistake.tree, TESTS[module]):
+        if survives(module, tree, mistake, TESTS[module]):
             left += 1
-            print(f"  {module}.py:{mistake.line} #{number}  {mistake.was}  →  {mistake.now}", flush=True)
+            was, now = ast.unparse(mistake.was), ast.unparse(mistake.now)
+            print(f"  {module}.py:{mistake.place[0]} #{number}  {was}  →  {now}", flush=True)
     print(f"{module}: {len(numbered)} mistakes, {len(chosen)} tried, {left} not seen", flush=True)
     return left
 
