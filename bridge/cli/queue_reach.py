@@ -10,7 +10,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bridge.cli.output import Progress
@@ -82,10 +82,8 @@ def reached(args: argparse.Namespace, *, makes: bool = False) -> Iterator[Reache
 
     bounds = load_from_environment(args.config, needs_upload=False).settings.queue
     if conversation := connect(bounds.path):
-        try:
+        with closing(conversation):
             yield conversation
-        finally:
-            conversation.close()
         return
     if not makes and not (bounds.path / FILE_NAME).exists():
         raise OperatorError(
@@ -106,11 +104,8 @@ def _opened(bounds: QueueSettings) -> Iterator[DiskQueue]:
             "is the bridge just starting or stopping? try again",
         ) from error
     try:
-        queue = DiskQueue(bounds.path, durability=bounds.durability, max_bytes=bounds.max_bytes)
-        try:
+        with closing(DiskQueue(bounds.path, durability=bounds.durability, max_bytes=bounds.max_bytes)) as queue:
             yield queue
-        finally:
-            queue.close()
     finally:
         lock.release()
 

@@ -18,7 +18,6 @@ from bridge import topics
 if TYPE_CHECKING:
     from bridge.config.settings import MqttSettings, Settings, TlsSettings, UploadSettings
 
-
 _DEVICE_ID = re.compile(r"[A-Za-z0-9._~:@-]{1,128}")  # a path segment of a URI (RFC 3986) that needs no escaping
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token (RFC 9110, 5.6.2)
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")

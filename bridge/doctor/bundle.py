@@ -15,7 +15,7 @@ import json
 import platform
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -137,11 +137,9 @@ def _queue(folder: Path) -> bytes:
     conversation = connect(folder)
     if conversation is None:
         return b""
-    try:
+    with closing(conversation):
         stats = conversation.ask(Request.of("stats", Selection())).items[0]
         entries = conversation.ask(Request.of("losses", Selection())).items
-    finally:
-        conversation.close()
     losses: list[dict[str, Any]] = [{key: entry[key] for key in _ENTRY_KEYS} for entry in entries]
     return as_json({"stats": stats, "losses": losses})
 

@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -249,10 +250,8 @@ def _live(folder: Path) -> judge.Queue | None:
     conversation = connect(folder)
     if conversation is None:
         return None
-    try:
+    with closing(conversation):
         stats = conversation.ask(Request.of("stats", Selection())).items[0]
-    finally:
-        conversation.close()
     waiting, losses = stats["ready"] + stats["taken"], stats["losses"]
     counts = judge.Queue(holder_of(folder), waiting, stats["delivered"], stats["dead"], stats["bytes"], losses)
     return counts._replace(set_aside=_set_aside(folder), unsalvaged=_unsalvaged(folder))

@@ -15,12 +15,12 @@ from bridge.doctor.certificate import Validity
 from bridge.doctor.line import Line, fail, ok, warn
 from bridge.loss import LossReason
 from bridge.message import CLOCK_SET_SINCE
+from bridge.status import NEARLY_FULL
 from bridge.verdict import Cause, Dead, Delivered, Halve, Later, Meaning, Partly, Pause, Reply, judge, meaning
 
 CERTIFICATE_DAYS = 30  # Let's Encrypt renews that long before the end: whatever renews has failed by then
 CLOCK_SECONDS = 5.0  # NTP holds a machine within a tenth; the header's whole seconds and a slow answer explain the rest
 SYNC_SECONDS = 0.05  # a good SD card needs 5 to 20 ms; a confirmation waits for up to two syncs
-NEARLY_FULL = 0.9
 _YEAR_DAYS = 365
 FREE_FILES = 100
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY
+from tests.harness import REPOSITORY, wait_until
 from tests.harness.stage import Stage
 
 ROUNDS = 30

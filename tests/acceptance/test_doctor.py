@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.bridge import REPOSITORY, environment
+from tests.harness.bridge import child_environment
 from tests.harness.cloud_stage import on_stage
 from tests.harness.mosquitto import Mosquitto
 
@@ -22,12 +21,10 @@ def test_it_looks_at_a_running_bridge_and_takes_nothing_from_it(tmp_path: Path) 
     with Mosquitto(tmp_path / "mosquitto") as broker, on_stage(tmp_path, broker, settings=shared) as stage:
         stage.publish_numbered(5)
         stage.wait_delivered()
-        own = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
-        variables = environment(stage.settings | {"upload.url": stage.cloud.url})
         bundle = tmp_path / "bundle.tar.gz"
         doctor = subprocess.Popen(
             [sys.executable, "-m", "bridge", "doctor", "--json", "--bundle", str(bundle)],
-            env=own | {"PYTHONPATH": str(REPOSITORY)} | variables,
+            env=child_environment(stage.settings | {"upload.url": stage.cloud.url}),
             stdout=subprocess.PIPE,
             text=True,
         )

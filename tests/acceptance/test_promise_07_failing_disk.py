@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY, StatusReader
+from tests.harness import REPOSITORY, wait_until
+from tests.harness.bridge import StatusReader
 from tests.harness.disk_worker import COUNT, GAVE_UP, IDLE_NAME
 from tests.harness.stage import Stage
 from tests.harness.strace import failing, injected

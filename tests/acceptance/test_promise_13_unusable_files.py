@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY, BridgeProcess, refused
+from tests.harness import REPOSITORY, wait_until
+from tests.harness.bridge import BridgeProcess, refused
 from tests.harness.cloud_stage import on_stage
 from tests.harness.mosquitto import Mosquitto
 

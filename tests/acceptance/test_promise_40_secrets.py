@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY, StatusReader, environment
+from tests.harness import REPOSITORY, wait_until
+from tests.harness.bridge import StatusReader, run_really
 from tests.harness.cloud import Cloud, Exchange, Responder, answer, cut_after_store, redirect
 from tests.harness.cloud_stage import CloudStage
 from tests.harness.mosquitto import Mosquitto
@@ -169,18 +167,7 @@ def test_no_secret_in_the_text_of_a_crash(tmp_path: Path, broker: Mosquitto, clo
 
 
 def run(folder: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    own = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "bridge", *arguments],
-        cwd=folder,
-        env=own
-        | {"PYTHONPATH": str(REPOSITORY)}
-        | environment({key.replace("__", "."): settings[key] for key in settings}),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return run_really(*arguments, settings={key.replace("__", "."): settings[key] for key in settings}, folder=folder)
 
 
 def test_no_secret_in_what_the_commands_show_of_the_configuration(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
+REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.01
-
 
 # Below the ports that the kernel gives to connections, so that none of those takes what was free a moment ago; each
 # worker has a part of its own, and goes round in it.

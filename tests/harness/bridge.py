@@ -19,10 +19,9 @@ from typing import Any, Self
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from tests.harness import wait_until
+from tests.harness import REPOSITORY, wait_until
 from tests.harness.zygote import Forked, Zygote
 
-REPOSITORY = Path(__file__).parents[2]
 READY_SECONDS = 15
 STOP_SECONDS = 20
 REFUSE_SECONDS = 10  # promise 13
@@ -41,6 +40,28 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
         "BRIDGE_" + key.upper().replace(".", "__"): value if isinstance(value, str) else json.dumps(value)
         for key, value in settings.items()
     }
+
+
+def child_environment(settings: Mapping[str, object] | None = None) -> dict[str, str]:
+    """What a child of the tests sees: our variables without the bridge's, this checkout, and these settings."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
+    return own | {"PYTHONPATH": str(REPOSITORY)} | environment(settings or {})
+
+
+def run_really(
+    *words: str, settings: Mapping[str, object], folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`edge-bridge WORDS` as an operator runs it: a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "bridge", *words],
+        cwd=folder,
+        env=child_environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 class BridgeProcess:
@@ -100,8 +121,7 @@ class BridgeProcess:
 
     def start(self) -> Self:
         assert not self.running
-        own = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
-        variables = own | {"PYTHONPATH": str(REPOSITORY)} | environment(self.settings) | self._variables
+        variables = child_environment(self.settings) | self._variables
         # In its own folder, so that no ./data and no config/bridge.toml of the repository is found.
         with self._stdout_path.open("ab") as stdout, self._stderr_path.open("ab") as stderr:
             if self._may_be_forked:

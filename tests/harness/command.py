@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import NamedTuple
@@ -24,41 +24,40 @@ class Shown(NamedTuple):
     stderr: str
 
 
-class Command:
-    """Runs `main` in a folder of its own, under no BRIDGE_ variables but the given ones."""
+@contextlib.contextmanager
+def _in(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
+    """In a folder of its own, under no BRIDGE_ variables but the given ones."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BRIDGE_")}
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, clear=True, **(own | dict(variables))):
+        yield
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+
+class Command:
+    """Runs `main`; what it prints is what capsys sees."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
         self.variables: dict[str, str] = {}  # of every call
-        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self._capsys = capsys
 
     def __call__(self, *arguments: str, **variables: str) -> Shown:
-        with self._monkeypatch.context() as patch:
-            patch.chdir(self.folder)
-            for name in [name for name in os.environ if name.startswith("BRIDGE_")]:
-                patch.delenv(name)
-            for name, value in (self.variables | variables).items():
-                patch.setenv(name, value)
-            self._capsys.readouterr()
+        self._capsys.readouterr()
+        with _in(self.folder, self.variables | variables):
             exit_status = main(arguments)
         return Shown(exit_status, *self._capsys.readouterr())
 
 
 def run_command(*words: str, folder: Path, variables: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """Run it for fixtures that outlive a test, where capsys cannot help; no BRIDGE_ variables but the given ones."""
+    """Run it for fixtures that outlive a test, where capsys cannot help."""
     stdout, stderr = _stream(), _stream()
     with (
-        contextlib.chdir(folder),
-        mock.patch.dict(os.environ, clear=True, **{"PATH": os.environ["PATH"], **(variables or {})}),
+        _in(folder, variables or {}),
         Path(os.devnull).open() as nothing,
         mock.patch("sys.stdin", nothing),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
-        try:
-            status = main(words)
-        except SystemExit as end:  # argparse's --help
-            status = int(end.code or 0)
+        status = main(words)
     return CompletedProcess(words, status, _text(stdout), _text(stderr))
 
 

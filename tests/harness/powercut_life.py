@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -229,34 +230,48 @@ class Life:
             self._batches.append(tuple(row.row_id for row in rows))
 
 
-def main() -> None:
+def life_options() -> argparse.ArgumentParser:
+    """Declare what every life is told."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("marks", type=Path)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--dies", action="store_true")
     parser.add_argument("--durability", choices=("power", "crash"), default="power")
+    return parser
+
+
+@contextmanager
+def lived(
+    given: argparse.Namespace, pragmas: Sequence[str] = ()
+) -> Iterator[tuple[DiskQueue, Callable[[object], None]]]:
+    """Yield the locked queue and what appends a line to the marks."""
+    marks = os.open(given.marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    lock = FolderLock(given.folder)
+    disk_queue = DiskQueue(given.folder, durability=given.durability)
+    for pragma in (*SMALL_PRAGMAS, *pragmas):
+        disk_queue._conn.execute(f"PRAGMA {pragma}").fetchall()
+    yield disk_queue, lambda words: _append(marks, words)
+    disk_queue.close()
+    lock.release()
+
+
+def _append(marks: int, words: object) -> None:
+    os.write(marks, orjson.dumps(words) + b"\n")
+
+
+def main() -> None:
+    parser = life_options()
+    parser.add_argument("--dies", action="store_true")
     parser.add_argument("--confirms-early", action="store_true")
     parser.add_argument("--pragma", action="append", default=[])
     given = parser.parse_args()
-    earlier = given.marks.read_bytes().splitlines() if given.marks.exists() else []
-    marks = os.open(given.marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def say(words: object) -> None:
-        os.write(marks, orjson.dumps(words) + b"\n")
-
-    lock = FolderLock(given.folder)
-    disk_queue = DiskQueue(given.folder, durability=given.durability)
-    for pragma in (*SMALL_PRAGMAS, *given.pragma):
-        disk_queue._conn.execute(f"PRAGMA {pragma}").fetchall()
-    picture = account_of(earlier).confirmed
-    life = Life(disk_queue, picture, say, given.seed, confirms_early=given.confirms_early)
-    life.pass_by(given.steps)
-    if given.dies:
-        life.die()
-    disk_queue.close()
-    lock.release()
+    picture = account_of(given.marks.read_bytes().splitlines() if given.marks.exists() else []).confirmed
+    with lived(given, given.pragma) as (disk_queue, say):
+        life = Life(disk_queue, picture, say, given.seed, confirms_early=given.confirms_early)
+        life.pass_by(given.steps)
+        if given.dies:
+            life.die()
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY, environment
+from tests.harness.bridge import environment, run_really
 from tests.harness.cloud import answer, reject_ids
 from tests.harness.cloud_stage import CloudStage, on_stage
 from tests.harness.command import run_command
@@ -45,16 +43,7 @@ class Scene:
 
     def run_really(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`edge-bridge queue WORDS`, as an operator runs it."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")}
-        return subprocess.run(
-            [sys.executable, "-m", "bridge", "queue", *words],
-            env=own | {"PYTHONPATH": str(REPOSITORY)} | environment(self.stage.settings),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        return run_really("queue", *words, settings=self.stage.settings)
 
     def ask(self, *words: str) -> list[dict[str, Any]]:
         done = self.run(*words, "--json")

@@ -10,21 +10,18 @@ then on its producer may forget the message. `--durability` and `--tells-early` 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import orjson
 
 from bridge.admission import Arrival, Group, Store
 from bridge.config import Settings
-from bridge.disk_queue import DiskQueue, FolderLock, Receipt
+from bridge.disk_queue import DiskQueue, Receipt
 from bridge.disk_thread import DiskThread
 from bridge.message import Request, head_middle, tail
-from tests.harness.powercut_life import SMALL_PRAGMAS
+from tests.harness.powercut_life import life_options, lived
 
 RECEIVED_AT, TIME = 1.8e9, "2027-01-15T08:00:00Z"
 
@@ -61,28 +58,17 @@ async def live(disk_queue: DiskQueue, say: Callable[[Sequence[Receipt]], None], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("marks", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--durability", choices=("power", "crash"), default="power")
+    parser = life_options()
     parser.add_argument("--tells-early", action="store_true")
     given = parser.parse_args()
-    marks_file = os.open(given.marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    lock = FolderLock(given.folder)
-    disk_queue = DiskQueue(given.folder, durability=given.durability)
-    for pragma in SMALL_PRAGMAS:
-        disk_queue._conn.execute(f"PRAGMA {pragma}").fetchall()
+    with lived(given) as (disk_queue, mark):
 
-    def say(receipts: Sequence[Receipt]) -> None:
-        line = orjson.dumps([[receipt.event_id, receipt.state] for receipt in receipts])
-        os.write(marks_file, line + b"\n")
+        def say(receipts: Sequence[Receipt]) -> None:
+            mark([[receipt.event_id, receipt.state] for receipt in receipts])
 
-    if given.tells_early:
-        disk_queue.receipts.give = lambda *receipt: say([Receipt(*receipt)])  # type: ignore[method-assign]
-    asyncio.run(live(disk_queue, say, given.seed, given.steps))
-    lock.release()
+        if given.tells_early:
+            disk_queue.receipts.give = lambda *receipt: say([Receipt(*receipt)])  # type: ignore[method-assign]
+        asyncio.run(live(disk_queue, say, given.seed, given.steps))
 
 
 if __name__ == "__main__":

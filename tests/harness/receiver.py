@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.harness import wait_until
+from tests.harness import REPOSITORY, wait_until
 
-REPOSITORY = Path(__file__).parents[2]
 START_SECONDS = 15
 STOP_SECONDS = 10
 ANSWER_SECONDS = 10

@@ -22,7 +22,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.harness import REPOSITORY
+
 _PACKET_BYTES = 1 << 17
 _POLL_SECONDS = 0.005
 
@@ -37,7 +38,6 @@ class Zygote:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.harness.zygote", str(theirs.fileno())],
                 cwd=REPOSITORY,
-                env={key: value for key, value in os.environ.items() if not key.startswith("BRIDGE_")},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )

@@ -10,6 +10,6 @@ from tests.harness.command import Command
 
 
 @pytest.fixture
-def edge_bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def edge_bridge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `edge-bridge` in an empty folder: `edge_bridge("queue", "list", BRIDGE_QUEUE__PATH="…")`."""
-    return Command(tmp_path, monkeypatch, capsys)
+    return Command(tmp_path, capsys)

@@ -22,8 +22,7 @@ from bridge.bench.programs import Program, Talker
 from bridge.bench.results import Mode, Run
 from bridge.cli import bench
 from bridge.errors import FaultError
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY
+from tests.harness import REPOSITORY, wait_until
 from tests.harness.command import Command
 from tests.harness.mosquitto import Mosquitto
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY, environment
+from tests.harness import REPOSITORY, wait_until
+from tests.harness.bridge import environment
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.stage import Stage
 

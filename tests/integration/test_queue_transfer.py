@@ -26,8 +26,7 @@ from bridge.disk_queue.reserve import RESERVE_NAME
 from bridge.disk_thread import DiskThread
 from bridge.importer import GROUP_LINES
 from bridge.message import DeadRow, event_id, head, head_middle, tail, unset_time_text
-from tests.harness import wait_until
-from tests.harness.bridge import REPOSITORY
+from tests.harness import REPOSITORY, wait_until
 from tests.harness.small_disk import SmallDisk
 
 LONG = b'"%b"' % (b"x" * 2000)
