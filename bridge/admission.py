@@ -10,12 +10,13 @@ Holds I5 (the queue's bounds) and its part of I9 (the ledger is written in the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.disk_queue import DiskQueue, NewRow, ReceiptState
 from bridge.loss import Gone, Loss, LossReason, by_topic
-from bridge.message import Request, Row, event_id, event_subject, head, split
+from bridge.message import Request, Row, event, event_id, event_subject, head_end, split
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Arrival(NamedTuple):
     session: int
     expires_at: float | None = None
     request: Request | None = None
+
+
+new_arrival = partial(tuple.__new__, Arrival)  # as `new_publish`
 
 
 class Echo(NamedTuple):
@@ -82,8 +86,8 @@ class Store:
     `stored()` is to be called after the commit.
     """
 
-    def __init__(self, bounds: QueueSettings, *, window: int, fresh_id: Callable[[], str]) -> None:
-        self._room, self._window, self._fresh_id = Room(bounds), window, fresh_id
+    def __init__(self, bounds: QueueSettings, *, window: int, fresh_ids: Callable[[int], Sequence[str]]) -> None:
+        self._room, self._window, self._fresh_ids = Room(bounds), window, fresh_ids
         self.session = self._noted_session = 0
         self._redelivery_epoch = -1
         self._by_packet_id: dict[int, int] = {}
@@ -139,7 +143,9 @@ class Store:
         rows: list[NewRow] = []
         conflicts: list[tuple[str, str]] = []
         duplicates = 0
-        for arrival in arrivals:
+        made_ids = self._fresh_ids(len(arrivals))
+        middle, time, end = b"", "", b""
+        for made_id, arrival in zip(made_ids, arrivals, strict=True):
             own_id = arrival.event_id
             if arrival.dup and (stored := self._stored_before(queue, epoch, arrival)):
                 duplicates += 1
@@ -158,8 +164,11 @@ class Store:
                     own_id = None
                 else:
                     known[own_id] = fingerprint
-            its_id = own_id or self._fresh_id()
-            data = head(its_id, arrival.middle, arrival.time) + arrival.tail
+            its_id = own_id or made_id
+            if arrival.middle is not middle or arrival.time is not time:  # most are of one topic, and came together
+                middle, time = arrival.middle, arrival.time
+                end = head_end(middle, time)
+            data = event(its_id, end, arrival.tail)
             packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None
             rows.append(NewRow(data, arrival.received_at, packet_id, own_id, arrival.expires_at))
             if arrival.request:

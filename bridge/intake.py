@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from bridge.admission import Arrival, Echo, Group, Outcome, Store
+from bridge.admission import Arrival, Echo, Group, Outcome, Store, new_arrival
 from bridge.clock import Boot
 from bridge.disk_queue import DiskQueue
 from bridge.errors import PassingError
@@ -42,7 +42,7 @@ from bridge.message import (
     tail,
     time_text,
     unset_time_text,
-    uuid7,
+    uuid7s,
 )
 from bridge.topics import RECEIPTS_TOPIC, name_fault, overlap
 from bridge.wire import TooLarge
@@ -102,9 +102,10 @@ class Intake:
     ) -> None:
         self._settings, self._disk, self._emit, self._wall, self._boot = intake, disk, emit, wall, boot
         self._source_name, self._own_trees = source_name, own_trees
+        self._payload_bytes_max = intake.max_payload_bytes
         self._id_fields = tuple(intake.id_fields)
         self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
-        self._store = Store(bounds, window=_REDELIVERY_ROWS, fresh_id=self._fresh_id)
+        self._store = Store(bounds, window=_REDELIVERY_ROWS, fresh_ids=self._fresh_ids)
         self._ids = random_bits(74)
         self._middles: dict[str, bytes] = {}
         self._pending: list[Arrival | TooLarge | Echo] = []
@@ -134,8 +135,10 @@ class Intake:
         now = self._wall()
         is_set = now >= CLOCK_SET_SINCE
         time = time_text(now) if is_set else unset_time_text(now, self._boot.id, self._boot.seconds())
+        pending, held_before = self._pending, self._pending_bytes
         for message in messages:
-            self._pending.append(self._admit(message, now, time))
+            pending.append(self._admit(message, now, time))
+        self._held_bytes += self._pending_bytes - held_before
         self._idle.clear()
         self._arrived.set()
         if len(self._pending) >= self._settings.batch_messages:
@@ -148,33 +151,23 @@ class Intake:
     def _admit(self, message: Publish | TooLarge, now: float, time: str) -> Arrival | TooLarge | Echo:
         if isinstance(message, TooLarge):
             return message
-        middle = self._middles.get(message.topic) or self._middle(message.topic)
+        topic, payload, packet_id, dup, own_id, content_type, expiry_seconds, request = message
+        middle = self._middles.get(topic) or self._middle(topic)
         if not middle:
-            self._emit(Echoed(message.topic))
-            return Echo(message.packet_id)
-        payload = message.payload
-        if len(payload) > self._settings.max_payload_bytes:
-            return TooLarge(message.topic, message.packet_id, len(payload), self._request(message))
+            self._emit(Echoed(topic))
+            return Echo(packet_id)
+        if request:
+            request = self._request(message)
+        if len(payload) > self._payload_bytes_max:
+            return TooLarge(topic, packet_id, len(payload), request)
         is_json, value = parse_json(payload)
-        what = tail(payload, is_json=is_json, content_type=message.content_type)
-        user_id = message.user_id if len(message.user_id or "") <= ID_CHARACTERS_MAX else None
-        request = message.request and self._request(message)
-        held_bytes = _held_bytes(what, message.topic, request)
-        self._pending_bytes += held_bytes
-        self._held_bytes += held_bytes
-        return Arrival(
-            message.topic,
-            user_id or (producer_id(value, self._id_fields) if is_json else None),
-            middle,
-            what,
-            now,
-            time,
-            message.packet_id,
-            message.dup,
-            self._store.session,
-            None if message.expiry_seconds is None else now + message.expiry_seconds,
-            request,
-        )
+        what = tail(payload, is_json=is_json, content_type=content_type)
+        if own_id is None or not 0 < len(own_id) <= ID_CHARACTERS_MAX:
+            own_id = producer_id(value, self._id_fields) if is_json else None
+        expires_at = None if expiry_seconds is None else now + expiry_seconds
+        self._pending_bytes += _held_bytes(what, topic, request)
+        session = self._store.session
+        return new_arrival((topic, own_id, middle, what, now, time, packet_id, dup, session, expires_at, request))
 
     def _request(self, message: Publish) -> Request | None:
         """Return the request for a receipt if it is one that may be answered; others are counted and told of once."""
@@ -225,10 +218,11 @@ class Intake:
             self._held_bytes += sum(group.held_bytes for group in kept)
             self._closed_groups = kept
 
-    def _fresh_id(self) -> str:
+    def _fresh_ids(self, count: int) -> list[str]:
         # One random start a process and then counted on: unique, and cheaper than 74 new random bits a message.
-        self._ids = (self._ids + 1) & ((1 << 74) - 1)
-        return uuid7(int(self._wall() * 1000), self._ids)
+        ids = uuid7s(int(self._wall() * 1000), self._ids, count)
+        self._ids = (self._ids + count) & ((1 << 74) - 1)
+        return ids
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
@@ -293,8 +287,8 @@ class Intake:
 
 
 def _held_bytes(tail: bytes, topic: str, request: Request | None) -> int:
-    asked = len(request.response_topic) + len(request.correlation) if request else 0
-    return len(tail) + 2 * len(topic) + asked
+    held_bytes = len(tail) + 2 * len(topic)
+    return held_bytes + len(request.response_topic) + len(request.correlation) if request else held_bytes
 
 
 def _cut(group: Group, messages_max: int) -> list[Group]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from bridge.message import Publish, Request
+from bridge.message import Publish, Request, new_publish
 
 _PUBLISH, _QOS_MASK, _DUP, _QOS_1, _QOS_2 = 0x30, 0x06, 0x08, 0x02, 0x04
 _HEADROOM_BYTES = 2 * 65536 + 64  # topic, ids and properties that may stand before a payload
+_NOTHING_KNOWN = (None, None, None, None)
 _TOPICS_MAX = 4096  # topics whose decoded form is remembered
 
 
@@ -64,9 +65,12 @@ class Splitter:
             first = buffer[at]
             length, start = buffer[at + 1], at + 2
             if length > 127:
-                length, start = _varint(buffer, at + 1)
-                if not start:
-                    break  # the length itself is not complete
+                if size - at > 2 and buffer[at + 2] < 128:  # two bytes: nearly every message
+                    length, start = length & 127 | buffer[at + 2] << 7, at + 3
+                else:
+                    length, start = _varint(buffer, at + 1)
+                    if not start:
+                        break  # the length itself is not complete
             end = start + length
             if end > size:
                 if length > self._packet_bytes_max:
@@ -95,7 +99,7 @@ class Splitter:
                 raise MalformedError("a PUBLISH that ends before its packet id")
             packet_id = buffer[at] << 8 | buffer[at + 1]
             at += 2
-        known: tuple[Any, ...] = ()
+        known: tuple[Any, ...] = _NOTHING_KNOWN
         if self._mqtt5:
             if at >= end:
                 raise MalformedError("a PUBLISH that ends before its properties")
@@ -105,7 +109,7 @@ class Splitter:
                 at += 1
         if at > end:
             raise MalformedError("a PUBLISH whose topic is longer than itself")
-        return Publish(topic, buffer[at:end], packet_id, bool(first & _DUP), *known)
+        return new_publish((topic, buffer[at:end], packet_id, first & _DUP != 0, *known))
 
     def _decode(self, raw_topic: bytes) -> str:
         if len(self._topics) >= _TOPICS_MAX:

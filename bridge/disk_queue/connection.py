@@ -34,6 +34,7 @@ from bridge.disk_queue.file import (
 from bridge.disk_queue.ledger import Ledger, entries_max
 from bridge.disk_queue.mark import Mark, MarkFile, read_mark
 from bridge.disk_queue.receipts import Receipts
+from bridge.disk_queue.recent import Recent
 from bridge.disk_queue.reserve import Reserve
 from bridge.disk_queue.rows import DEAD, DELIVERED, State, merged
 from bridge.disk_queue.serializer import serializer
@@ -68,6 +69,7 @@ class QueueConnection(SQLiteAckQueue):
         self.folder = folder
         self._durability = durability
         self._adopt, self._redate = adopt, redate
+        self._recent = Recent()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
         try:
@@ -200,6 +202,7 @@ class QueueConnection(SQLiteAckQueue):
             self._write_mark()
         except BaseException:
             self._state = before
+            self._recent.clear()
             if self._conn.in_transaction:
                 with mapped(self.folder):
                     self._conn.execute("ROLLBACK")

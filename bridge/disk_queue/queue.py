@@ -56,6 +56,7 @@ class DiskQueue(QueueConnection):
                 start += step
         if rows:
             self._become(waiting=self._state.waiting + len(rows), newest=newest)
+            self._recent.add(rows, newest, self._state.cursor)
 
     def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
         """Take the oldest ready rows, at most so many and (but for the first) so many bytes; () if none is ready.
@@ -71,6 +72,9 @@ class DiskQueue(QueueConnection):
             self._state = replace(self._state, returned=tuple(rest))
             if rows := self._take_span(first, last, messages_max, bytes_max):
                 return rows
+        if rows := self._recent.take(self._state.cursor, messages_max, bytes_max):
+            self._fly(rows, rows[-1].row_id)
+            return rows
         before = self._state.waiting
         rows = self._take_span(self._state.cursor + 1, 2**62, messages_max, bytes_max, now=time.time())
         if not rows and self._state.waiting == before and self.has_ready:
@@ -123,16 +127,19 @@ class DiskQueue(QueueConnection):
         if bad:
             self.reject(bad)
         self._give_up(expired, LossReason.EXPIRED)
-        if not rows:
-            return ()
-        span = Span(rows[0].row_id, rows[-1].row_id, frozenset(row.row_id for row in rows))
+        if rows:
+            self._fly(rows, at)
+        return tuple(rows)
+
+    def _fly(self, rows: Sequence[Row], at: int) -> None:
+        """Remember that these rows left together, the last one looked at being `at`."""
+        span = Span(rows[0].row_id, rows[-1].row_id, frozenset([row.row_id for row in rows]))
         self._state = replace(
             self._state,
             flying=(*self._state.flying, span),
             cursor=max(self._state.cursor, at, span.last),
             unsent=tuple(kept for kept in self._state.unsent if kept[1] < span.first or span.last < kept[0]),
         )
-        return tuple(rows)
 
     def _checked(self, row_id: int, data: bytes | None, crc: Any, received_at: Any) -> Row | DeadRow:
         if crc is not None and data is not None:
@@ -301,6 +308,7 @@ class DiskQueue(QueueConnection):
 
     def _give_up(self, row_ids: Sequence[int], reason: LossReason) -> None:
         """Delete waiting rows, after the ledger has them."""
+        self._recent.clear()
         self._lose(reason, row_ids)
         self._delete(row_ids)
         self.receipts.settle(row_ids, ReceiptState.DROPPED, reason.words)

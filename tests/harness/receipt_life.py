@@ -42,7 +42,9 @@ async def live(disk_queue: DiskQueue, say: Callable[[Sequence[Receipt]], None], 
     """Store groups and ack batches, several verbs waiting at a time so that they share transactions."""
     choice = random.Random(seed)
     bounds = Settings.model_validate({"device_id": "x", "upload": {"url": "http://127.0.0.1:9"}}).queue
-    store = Store(bounds.model_copy(update={"min_free_disk_bytes": 0}), window=10, fresh_id=lambda: "never")
+    store = Store(
+        bounds.model_copy(update={"min_free_disk_bytes": 0}), window=10, fresh_ids=lambda count: ["never"] * count
+    )
     disk = DiskThread(disk_queue, keep_seconds=3600, keep_messages=1_000_000, on_receipts=say)
     next_number = disk_queue.newest_id() + 1
     for _ in range(steps):

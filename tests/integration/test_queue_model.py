@@ -43,11 +43,11 @@ class QueueModel(RuleBasedStateMachine):
     def start_empty(self) -> None:
         assert self.disk_queue.counts()[:4] == (0, 0, 0, 0)
 
-    @rule(count=st.integers(1, 70))
-    def put(self, count: int) -> None:
+    @rule(count=st.integers(1, 70), received_at=st.sampled_from([1.0, 1.8e9]))  # before, and after the clock was set
+    def put(self, count: int, received_at: float) -> None:
         new = range(self.next_id, self.next_id + count)
         with self.disk_queue.transaction():
-            self.disk_queue.put_rows([NewRow(event(n), 1.0, n % 65536, f"m{n}") for n in new])
+            self.disk_queue.put_rows([NewRow(event(n), received_at, n % 65536, f"m{n}") for n in new])
         self.rows |= {n: event(n) for n in new}
         self.ready |= set(new)
         self.next_id += count

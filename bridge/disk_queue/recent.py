@@ -1,0 +1,58 @@
+"""The newest rows, while nobody has taken them: what was in memory a moment ago need not be read from the file again.
+
+A copy only: every row here is in the file, or in the transaction under way. It holds the rows behind the cursor without
+a gap or nothing at all, so it is given up as soon as there are more than fit (a backlog), one of them is given up, or a
+transaction is undone. Pure; holds its part of I5.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from bridge.disk_queue.rows import NewRow
+from bridge.message import CLOCK_SET_SINCE, Row
+
+_BYTES_MAX = 4 << 20  # a few groups and batches
+
+
+class Recent:
+    """Rows in order; `take` answers only what a look into the file would."""
+
+    def __init__(self) -> None:
+        self._rows: deque[Row] = deque()
+        self._bytes = 0
+
+    def add(self, rows: Sequence[NewRow], newest: int, cursor: int) -> None:
+        """Hear of rows that were stored, of which `newest` is the last id."""
+        first = newest - len(rows) + 1
+        behind = self._rows[-1].row_id if self._rows else cursor
+        self._bytes += sum([len(row.data) for row in rows])
+        if behind + 1 != first or self._bytes > _BYTES_MAX or not all(map(_stays_as_it_is, rows)):
+            self.clear()
+            return
+        self._rows += [Row(row_id, row.data) for row_id, row in enumerate(rows, first)]
+
+    def take(self, cursor: int, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+        """Take the rows behind the cursor, at most so many and (but for the first) so many bytes; () if unknown."""
+        if not self._rows or self._rows[0].row_id != cursor + 1:
+            return ()
+        taken: list[Row] = []
+        size_bytes = 0
+        while self._rows and len(taken) < messages_max:
+            size_bytes += len(self._rows[0].data)
+            if taken and size_bytes > bytes_max:
+                break
+            taken.append(self._rows.popleft())
+            self._bytes -= len(taken[-1].data)
+        return tuple(taken)
+
+    def clear(self) -> None:
+        """Know nothing."""
+        self._rows.clear()
+        self._bytes = 0
+
+
+def _stays_as_it_is(row: NewRow) -> bool:
+    """Tell whether taking it later is nothing but taking it: it neither expires nor waits for its right time."""
+    return row.expires_at is None and row.received_at >= CLOCK_SET_SINCE
