@@ -21,6 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import paho.mqtt.client as paho
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
     from bridge.environment import BrokerAddress, Tls
 
 _READ_BYTES = 256 * 1024
-_READS_IN_A_ROW = 4  # then the loop's other tasks have their turn
+_TURN_BYTES = 256 * 1024  # read in a row, then the loop's other tasks have their turn
+# Under load reading waits that long for more: larger pieces cost each message less, and intake lingers anyway.
+_GATHER_BYTES, _GATHER_SECONDS = 4096, 0.002
 _RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS = 0.5, 20.0  # promise 18: back within 30 s
 _CONNECT_SECONDS = 5.0  # for DNS, TCP and TLS, and again for the broker's CONNACK
 _RESOLVE_SECONDS = 60.0  # what a connect may take without being a hang: a resolver alone needs 30 s for one name
@@ -71,6 +74,17 @@ class _Lane:
             return None
         except OSError:
             return b""
+
+    def read_all(self) -> tuple[bytes, bool]:
+        """Return all that there is, as one piece (TLS gives 16 KiB at a time), and whether it was the last."""
+        pieces: list[bytes] = []
+        size_bytes = 0
+        while size_bytes < _TURN_BYTES and (piece := self.read()) is not None:
+            if not piece:
+                return b"".join(pieces), True
+            pieces.append(piece)
+            size_bytes += len(piece)
+        return b"".join(pieces), False
 
     def give(self, packet: bytes) -> None:
         self._for_paho += packet
@@ -424,18 +438,27 @@ class Broker:
         if not self._fast:
             self._read_slowly(lane)
             return
-        for _ in range(_READS_IN_A_ROW):
-            if not isinstance(lane, _Lane) or self._reading_paused:
-                return
-            piece = lane.read()
-            if piece is None:
-                return
-            lane.ended = not piece
+        if not isinstance(lane, _Lane) or self._reading_paused:
+            return
+        piece, ended = lane.read_all()
+        if piece:
             self._take_apart(lane, piece)
-            if lane is not self._client.socket():
-                return
-        # A TLS or WebSocket layer may hold more than the kernel knows of.
-        self._loop.call_soon(self._guarded, self._on_readable)
+        if not self._is_current(lane):
+            return
+        if ended:
+            lane.ended = True
+            self._take_apart(lane, b"")
+        elif len(piece) >= _GATHER_BYTES:
+            self._watch_reading(False)
+            self._loop.call_later(_GATHER_SECONDS, self._guarded, partial(self._read_on, lane))
+
+    def _read_on(self, lane: object) -> None:
+        """Watch again, and look at once: a TLS or WebSocket layer may hold more than the kernel knows of."""
+        if self._is_current(lane) and not self._reading_paused:
+            self._watch_reading(True)
+
+    def _is_current(self, lane: object) -> bool:
+        return lane is self._client.socket()
 
     def _read_slowly(self, sock: Any) -> None:
         epoch = self.epoch

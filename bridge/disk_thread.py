@@ -29,6 +29,7 @@ Verb = Callable[[DiskQueue], T]
 
 _GROUP_MAX = 64  # verbs in one transaction, so that no answer waits for an endless group
 _TIDY_STEPS = 8  # steps of housekeeping, at most, in one go
+_NOTED_SECONDS = 5.0  # what is delivered is marked so at the latest then, if it is still there
 _TIDY_EXCESS = 4096  # so many delivered rows too many are deleted at once, with a group that is written anyway
 
 
@@ -114,6 +115,7 @@ class DiskThread:
             await self.run(self._tidy)
         except DiskFullError:
             await self.run(lambda queue: queue.tidy(*self._keep))  # one step may have room
+        await self.run(lambda queue: queue.mark_noted(time.time() - _NOTED_SECONDS))
         await self.run(lambda queue: queue.shrink())
 
     def stalled_seconds(self) -> float:
@@ -140,8 +142,15 @@ class DiskThread:
                 with suppress(PassingError):  # whoever needs the room next relieves the queue
                     self._between_groups(self._queue.bound_wal)
                 self._group_started_at = None
+            self._mark_all()
         finally:
             self._queue.close()
+
+    def _mark_all(self) -> None:
+        """Leave a file behind in which the stock library finds delivered what is; else the next start knows it too."""
+        if not self._failed:
+            with suppress(BridgeError), self._queue.transaction():
+                self._queue.mark_noted()
 
     def _next_group(self) -> list[_Job] | None:
         jobs: list[_Job] = []

@@ -1,12 +1,13 @@
 """The forwarder: rows from the disk queue to the cloud. The heart is `_Lane._step`: take, pack, post, judge, settle.
 
 `upload.concurrency` lanes work side by side, each with an agenda of its own; what they know about the destination
-(breaker, limits) they share. With one lane rows leave in order of arrival (I6). While a post is under way the next
-batch is taken, joined and compressed.
+(breaker, limits) they share. With one lane rows leave in order of arrival (I6). While a post is under way the
+last batch is acked and the next one taken, joined and compressed.
 
 A row is acked only after a verdict said that an answer covers it (I2), and a row that is held when this ends is
-released; a post that was cut off by the end of the grace time counts for nothing. Memory is bounded by three batches
-a lane (I5): one out, one ahead, one aside. Knows no HTTP (uploader), no table of answers (verdict), no SQL.
+released; a post that was cut off by the end of the grace time counts for nothing. Memory is bounded (I5): a lane has
+one batch out, one aside, and in line the four that all lanes share, at least one. Knows no HTTP (uploader), no table of
+answers (verdict), no SQL.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import random as randomness
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, assert_never
 
@@ -30,6 +32,9 @@ from bridge.verdict import Reply, judge
 
 TOKEN_LOOK_SECONDS = 3.0  # while paused: how often the token file is looked at
 DISK_RETRY_SECONDS = 1.0  # a full disk refuses even acks: they are asked for again, the rows were delivered
+
+_WRITING_MAX = 3  # answers of a lane that are being written down at a time; a kill has so many batches posted again
+_TAKE_BATCHES = 4  # taken at once under load, by all lanes together
 
 PreparedT = TypeVar("PreparedT")
 
@@ -63,7 +68,7 @@ class _Destination:
         self.stopping = False
         self._emit = emit
         self._random = random
-        self._is_known_online = False
+        self.is_known_online = False
         self._pause_told: str | None = None
         self._changed: asyncio.Future[None] | None = None
         self.configure(settings)
@@ -122,8 +127,8 @@ class _Destination:
         if not isinstance(self.breaker, Closed):
             return
         self._pause_told = None
-        if took_rows and not self._is_known_online:
-            self._is_known_online = True
+        if took_rows and not self.is_known_online:
+            self.is_known_online = True
             self._emit(CloudAnswered())
 
     def _fail(self, settled: Settlement) -> None:
@@ -132,13 +137,13 @@ class _Destination:
         if settled.floor_seconds is not None:  # jitter above the floor, or a fleet would come back as one
             delay_seconds = max(delay_seconds, settled.floor_seconds + self.delay_seconds(0))
         self.breaker, self._pause_told = backoff.failed(self.breaker, now + delay_seconds), None
-        self._is_known_online = False
+        self.is_known_online = False
         throttled = settled.throttled or settled.floor_seconds is not None
         self._emit(CloudFailed(settled.reason, delay_seconds, throttled))
 
     def _refuse(self, reason: str) -> None:
         self.breaker = backoff.refused(self.breaker, self.clock())
-        self._is_known_online = False
+        self.is_known_online = False
         if reason != self._pause_told:  # one alarm for one fault, however many probes it lasts
             self._pause_told = reason
             self._emit(CloudPaused(reason, backoff.PROBE_SECONDS))
@@ -219,6 +224,7 @@ class _Lane(Generic[PreparedT]):
         self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
         self._ahead: tuple[Batch, PreparedT] | None = None
         self._is_drained = False
+        self._writing: deque[asyncio.Future[None]] = deque()
         self._took_at = 0.0  # by the wall clock, the first of what is in hand
         self._has_sent = False  # ... of which something may have reached the cloud
         self.due = IDLE
@@ -231,8 +237,11 @@ class _Lane(Generic[PreparedT]):
                 await self._step()
         finally:
             self.due = IDLE
-            if row_ids := self.agenda.row_ids:
-                await self._of.outbox.release(row_ids)
+            try:
+                await self._written()
+            finally:
+                if row_ids := self.agenda.row_ids:
+                    await self._of.outbox.release(row_ids)
 
     async def _step(self) -> None:
         if self.agenda.wants_rows(self._now()):
@@ -250,7 +259,16 @@ class _Lane(Generic[PreparedT]):
         )
         settled = self.agenda.settle(verdict, self._now(), self._destination.delay_seconds)
         self._destination.report(settled, was_probe=isinstance(leave, Probe))
-        await asyncio.gather(self._ack(settled.acked, reply.elapsed_seconds), self._bury(settled.dead))
+        await self._written(but=_WRITING_MAX - 1)
+        self._writing.append(asyncio.ensure_future(self._write(settled, reply.elapsed_seconds)))
+
+    async def _write(self, settled: Settlement, latency_seconds: float) -> None:
+        await asyncio.gather(self._ack(settled.acked, latency_seconds), self._bury(settled.dead))
+
+    async def _written(self, *, but: int = 0) -> None:
+        """Return when what the answers said is on disk, but for the last so many: the next batch is out meanwhile."""
+        while len(self._writing) > but:
+            await self._writing.popleft()
 
     async def _give_back_undated(self) -> None:
         """Take again, with their right time, rows that were taken before the clock was set and never left."""
@@ -269,6 +287,7 @@ class _Lane(Generic[PreparedT]):
 
     async def _take(self) -> None:
         if self._is_drained and self.agenda.is_idle:
+            await self._written()
             await self._wait(self.agenda.wait_seconds(self._now()), self._of.outbox.ready())
             await self._wait(self._destination.settings.linger_ms / 1000)
         await self._fetch()
@@ -277,8 +296,13 @@ class _Lane(Generic[PreparedT]):
         if self._destination.stopping:
             return
         limits, now = self._destination.limits, self._of.wall_clock()
+        batches = 1
+        if self._destination.is_known_online and not self._is_drained:
+            # A take waits for the disk's present group: under load it is for several batches. (Never in an outage:
+            # what is taken cannot be dropped at a bound.)
+            batches = max(1, _TAKE_BATCHES // self._destination.settings.concurrency)
         try:
-            rows = await self._of.outbox.take(limits.messages, limits.row_bytes)
+            rows = await self._of.outbox.take(batches * limits.messages, batches * limits.row_bytes)
         except PassingError:
             await self._wait(DISK_RETRY_SECONDS)
             return

@@ -32,6 +32,7 @@ from typing import Self
 
 import aiohttp
 import zstandard
+from aiohttp.payload import TOO_LARGE_BYTES_BODY
 from multidict import CIMultiDict
 
 from bridge.batch import Batch, Format, body, content_type
@@ -146,7 +147,7 @@ class Uploader:
         try:
             async with session.post(
                 self._settings.url,
-                data=BytesIO(prepared.body),  # a file, because aiohttp warns about large bytes
+                data=_as_aiohttp_likes(prepared.body),
                 headers=self._headers(prepared),
                 proxy=self._settings.proxy,
                 allow_redirects=False,
@@ -299,6 +300,11 @@ def _decoded(answer: bytes, encoding: str, truncated: bool) -> tuple[bytes, bool
     if not inflater.eof and not truncated and len(plain) <= ANSWER_BYTES_MAX:
         raise _UnreadableAnswerError("the answer's compression ends too early")
     return plain[:ANSWER_BYTES_MAX], truncated or len(plain) > ANSWER_BYTES_MAX
+
+
+def _as_aiohttp_likes(body: bytes) -> bytes | BytesIO:
+    """Return what is sent in one go, or (it warns of large bytes) in pieces with a turn of the event loop for each."""
+    return body if len(body) <= TOO_LARGE_BYTES_BODY else BytesIO(body)
 
 
 def _tls_context(tls: TlsSettings) -> ssl.SSLContext:

@@ -22,6 +22,9 @@ The format, whole
     edge_batch          (first_id, last_id) of the batches in flight, so that after a restart the same rows leave
                         together again, under the same idempotency key. Written with the next change that is
                         written anyway: until then nothing else was written, and taking again gives the same rows.
+    edge_delivered      (first_id, last_id, settled_at): rows that are delivered although their status says ready. Large
+                        batches are noted so, in the transaction that acks them, and marked within seconds if they
+                        are still there, at the latest by the stop; under load they are deleted before
     edge_dead           why a row is dead: reason, HTTP status, attempts, time, excerpt of the answer
     edge_loss           the loss ledger: what was refused, dropped or died, in the transaction that gave it up;
                         bounded: the oldest entries go

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from bridge.disk_queue.file import (
     WAL_NAME,
     Durability,
     make_private,
+    readable,
     refuse_foreign,
     set_pragmas,
 )
@@ -36,13 +37,16 @@ from bridge.disk_queue.mark import Mark, MarkFile, read_mark
 from bridge.disk_queue.receipts import Receipts
 from bridge.disk_queue.recent import Recent
 from bridge.disk_queue.reserve import Reserve
-from bridge.disk_queue.rows import DEAD, DELIVERED, State, merged
+from bridge.disk_queue.rows import DEAD, DELIVERED, Noted, State, merged
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import DiskFullError, PassingError, QueueDamagedError
 from bridge.loss import Loss, LossReason
 
 _ROOM_FACTOR = 3  # free space that a group needs, in its own sizes
 _WAL_BYTES_MAX = 64 << 20  # far above what checkpoints that succeed leave
+
+DELETE_ROWS = "DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?"
+MARK_NOTED = "UPDATE ack_queue_default SET status = 5, settled_at = ?3 WHERE _id BETWEEN ?1 AND ?2 AND status < 2"
 
 Adopt = Callable[[bytes, float], bytes | None]
 Redate = Callable[[bytes], tuple[bytes, float] | None]
@@ -115,6 +119,7 @@ class QueueConnection(SQLiteAckQueue):
         return 0
 
     def _prepare(self) -> None:
+        self._conn.text_factory = readable  # the stock library sets its own
         known = {row[1] for row in self._conn.execute("PRAGMA table_info(ack_queue_default)")}
         if self._conn.execute("PRAGMA user_version").fetchone()[0] < FORMAT_VERSION or not known >= set(ADDED_COLUMNS):
             self._migrate(known)
@@ -164,15 +169,20 @@ class QueueConnection(SQLiteAckQueue):
         # Few rows are settled and kept; without this look the stock library's clean-up would go unnoticed.
         counting = "SELECT COUNT(*) FROM ack_queue_default INDEXED BY edge_settled WHERE status >= 5 AND status = {}"
         settled = tuple(self._conn.execute(counting.format(status)).fetchone()[0] for status in (DELIVERED, DEAD))
-        if stray or row is None or row[1:] != settled:
-            return self._recount()
+        noted = tuple(Noted(*span) for span in self._conn.execute("SELECT * FROM edge_delivered ORDER BY first_id"))
+        delivered = settled[0] + sum(span.rows for span in noted)
+        if stray or row is None or row[1:] != (delivered, settled[1]):
+            return self._recount(noted)
         spans = tuple(self._conn.execute("SELECT first_id, last_id FROM edge_batch ORDER BY first_id"))
-        return State(row[0], row[1], row[2], cursor=max((last for _, last in spans), default=0), returned=spans)
+        cursor = max((last for _, last in spans), default=0)
+        return State(row[0], row[1], row[2], cursor=cursor, returned=spans, noted=noted)
 
-    def _recount(self) -> State:
+    def _recount(self, noted: Sequence[Noted]) -> State:
         """Somebody else used the file: give back what was taken, date what was settled, count everything once."""
         self._conn.execute("BEGIN IMMEDIATE")
         self._conn.execute("UPDATE ack_queue_default SET status = 1 WHERE status = 2")
+        self._conn.executemany(MARK_NOTED, noted)
+        self._conn.execute("DELETE FROM edge_delivered")
         self._conn.execute(
             "UPDATE ack_queue_default SET settled_at = ? WHERE status > 2 AND settled_at IS NULL", (time.time(),)
         )
@@ -302,6 +312,30 @@ class QueueConnection(SQLiteAckQueue):
         """Return the space that the file system has left for us."""
         room = os.statvfs(self.folder)
         return room.f_bavail * room.f_frsize
+
+    def mark_noted(self, settled_before: float = 2.0**62) -> None:
+        """Write the status of rows that are only noted as delivered.
+
+        On a full disk they are deleted instead: that frees pages, while marking them makes the database grow.
+        """
+        noted = self._state.noted
+        due = [span for span in noted if span.settled_at < settled_before]
+        if due and self._reserve.spent:
+            self._conn.executemany(DELETE_ROWS, [(span.first, span.last) for span in due])
+            self._become(delivered=self._state.delivered - sum(span.rows for span in due))
+        elif due:
+            self._conn.executemany(MARK_NOTED, due)
+        if due:
+            self.renote([span for span in noted if span not in due])
+
+    def renote(self, spans: Sequence[Noted]) -> None:
+        """Note these rows, and no others, as delivered but not marked."""
+        noted = tuple(sorted(span for span in spans if span.rows))
+        was, will = set(self._state.noted), set(noted)
+        self._conn.executemany("DELETE FROM edge_delivered WHERE first_id = ?", [(span.first,) for span in was - will])
+        self._conn.executemany("INSERT INTO edge_delivered VALUES (?, ?, ?)", will - was)
+        self._state = replace(self._state, noted=noted)
+        self._changed = True
 
     # --- small change ------------------------------------------------------------------------------------------
 

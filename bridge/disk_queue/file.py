@@ -16,7 +16,9 @@ FILE_NAME = "data.db"
 WAL_NAME = FILE_NAME + "-wal"
 APPLICATION_ID = 0x45444742  # "EDGB" in the header of the file: tells it from another program's database
 INCREMENTAL = 2  # auto_vacuum
-FORMAT_VERSION = 2  # PRAGMA user_version; 0 is the stock library's, 1 had no expiry, no totals and no receipts
+FORMAT_VERSION = (
+    3  # PRAGMA user_version; 0 is the stock library's, 2 had no edge_delivered, 1 neither expiry nor receipts
+)
 _VERSION_MAX = 1000  # no edge-bridge will ever write a higher one: a damaged header
 DAMAGE_HINT = "it is set aside; `edge-bridge queue repair`, or the bridge at its next start, salvages its rows"
 _TRACE_BYTES = 1 << 16  # how far into a file without our header a trace of our tables is looked for
@@ -32,6 +34,8 @@ CREATE INDEX IF NOT EXISTS edge_event ON ack_queue_default (event_id) WHERE even
 CREATE TABLE IF NOT EXISTS edge_state (one INTEGER PRIMARY KEY CHECK (one = 1), waiting INTEGER NOT NULL,
     delivered INTEGER NOT NULL, dead INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS edge_batch (first_id INTEGER PRIMARY KEY, last_id INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS edge_delivered (first_id INTEGER PRIMARY KEY, last_id INTEGER NOT NULL,
+    settled_at FLOAT NOT NULL);
 CREATE TABLE IF NOT EXISTS edge_dead (row_id INTEGER PRIMARY KEY, reason TEXT NOT NULL, status_code INTEGER,
     attempts INTEGER NOT NULL, at FLOAT NOT NULL, excerpt TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS edge_loss (loss_id INTEGER PRIMARY KEY AUTOINCREMENT, at FLOAT NOT NULL,
@@ -67,6 +71,11 @@ def make_private(file: Path) -> None:
         os.close(descriptor)
     if is_new:
         sync_folder(file.parent)
+
+
+def readable(raw: bytes) -> str:
+    """Decode any text: in a damaged row there may be some that is none, and where a number belongs."""
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def sync_folder(folder: Path) -> None:
@@ -138,6 +147,7 @@ def set_pragmas(connection: sqlite3.Connection, durability: Durability, wal_byte
         ("journal_size_limit", 4 * wal_bytes, 4 * wal_bytes),
         ("cache_size", -8192, -8192),  # KiB
         ("temp_store", "MEMORY", 2),
+        ("secure_delete", "OFF", 0),  # some systems' SQLite overwrites what is deleted: that wears the flash out
         ("trusted_schema", "OFF", 0),
         ("cell_size_check", "ON", 1),
     ]

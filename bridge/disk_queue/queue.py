@@ -10,11 +10,11 @@ from typing import Any
 
 import orjson
 
-from bridge.disk_queue.connection import QueueConnection
+from bridge.disk_queue.connection import DELETE_ROWS, QueueConnection
 from bridge.disk_queue.file import DAMAGE_HINT, FILE_NAME, INCREMENTAL
 from bridge.disk_queue.ledger import Entry
 from bridge.disk_queue.receipts import ReceiptState
-from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, SavedRow, Span, merged, runs
+from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Noted, SavedRow, Span, merged, runs
 from bridge.disk_queue.selection import Listed, Selection, bare_page, ids_without_index, page
 from bridge.errors import QueueDamagedError
 from bridge.loss import Gone, LossReason, by_topic
@@ -22,6 +22,7 @@ from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subjec
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
+SPAN_ROWS_MIN = 256  # delivered rows without a gap that are noted instead of marked one by one
 _TOLD_ROWS_NOTE = "loss_event_rows"
 _DEAD_MAX = 10_000  # dead rows that are kept
 _EXPIRED_MAX = 2000  # rows given up in one take because they expired
@@ -103,10 +104,11 @@ class DiskQueue(QueueConnection):
             " WHERE status < 2 AND _id BETWEEN ? AND ? ORDER BY _id",
             (first, last),
         )
+        noted = [span for span in self._state.noted if span.first <= last and span.last >= first]
         for row_id, data, crc, received_at, expires_at in cursor:
-            if row_id in taken:
+            if row_id in taken or (noted and any(span.first <= row_id <= span.last for span in noted)):
                 continue
-            if _has_expired(expires_at, now):
+            if expires_at is not None and _has_expired(expires_at, now):
                 if len(expired) >= _EXPIRED_MAX:
                     break
                 expired.append(row_id)
@@ -218,8 +220,25 @@ class DiskQueue(QueueConnection):
             self._delete(row_ids)  # and why they once were dead, if somebody requeued them
             self._become(waiting=self._state.waiting - len(row_ids))
             return
-        self._settle(row_ids, _MARK, DELIVERED, time.time())
+        self._note_delivered(row_ids)
         self._become(waiting=self._state.waiting - len(row_ids), delivered=self._state.delivered + len(row_ids))
+
+    def _note_delivered(self, row_ids: Sequence[int]) -> None:
+        """Mark few rows at once; note many as a span: under load they are deleted before anybody looks at them."""
+        few: list[int] = []
+        noted: list[Noted] = []
+        now = time.time()
+        for first, last in runs(row_ids):
+            if last - first < SPAN_ROWS_MIN:
+                few += range(first, last + 1)
+            else:
+                noted.append(Noted(first, last, now))
+        if few:
+            self._settle(few, _MARK, DELIVERED, now)
+        if noted:
+            self._check_waited(row_ids, len(few) + len(self._taken_ids().intersection(row_ids)))
+            self.renote([*self._state.noted, *noted])
+            self._forget(frozenset(row_ids))
 
     def reject(self, dead: Sequence[DeadRow]) -> None:
         """Rows become dead: kept with the reason, and written in the loss ledger in this very transaction (I9)."""
@@ -254,12 +273,15 @@ class DiskQueue(QueueConnection):
             self._conn.execute(f"{statement} WHERE _id BETWEEN ? AND ? AND status < 2", (*values, first, last)).rowcount
             for first, last in runs(row_ids)
         )
-        if changed != len(row_ids):
+        self._check_waited(row_ids, changed)
+        self._forget(frozenset(row_ids))
+
+    def _check_waited(self, row_ids: Sequence[int], waited: int) -> None:
+        if waited != len(row_ids):
             raise QueueDamagedError(
-                f"{len(row_ids)} rows were to be settled but {changed} were waiting in {self.folder / FILE_NAME}",
+                f"{len(row_ids)} rows were to be settled but {waited} were waiting in {self.folder / FILE_NAME}",
                 "has another program written to the file? Stop it and start the bridge again",
             )
-        self._forget(frozenset(row_ids))
 
     def _forget(self, row_ids: frozenset[int]) -> None:
         left = (span.ids - row_ids for span in self._state.flying)
@@ -287,6 +309,7 @@ class DiskQueue(QueueConnection):
 
         With `received_before` at most `messages_min` of those that came before then. Returns messages and bytes.
         """
+        self.mark_noted()
         spared = self._taken_ids().union(self._told_rows())
         row_ids: list[int] = []
         freed_bytes = 0
@@ -317,17 +340,19 @@ class DiskQueue(QueueConnection):
 
     def _delete(self, row_ids: Sequence[int]) -> None:
         for first, last in runs(row_ids):
-            self._conn.execute("DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?", (first, last))
+            self._conn.execute(DELETE_ROWS, (first, last))
             self._conn.execute("DELETE FROM edge_dead WHERE row_id BETWEEN ? AND ?", (first, last))
 
     # --- by the operator's hand ----------------------------------------------------------------------------------
 
     def select(self, selection: Selection, after_id: int) -> tuple[list[Listed], int | None]:
         """Return a page of the selected rows; `bridge.disk_queue.selection` says how."""
+        self.mark_noted()
         return page(self._conn, selection, after_id, self._taken_ids())
 
     def select_bare(self, selection: Selection, after_id: int) -> tuple[list[bytes], int | None]:
         """Return a page of the stored bytes of the selected rows."""
+        self.mark_noted()
         return bare_page(self._conn, selection, after_id, self._taken_ids())
 
     def ids_without_index(self, after_id: int) -> tuple[list[str], int | None]:
@@ -388,6 +413,7 @@ class DiskQueue(QueueConnection):
 
     def told_rows_wait(self, refused_after: float) -> bool:
         """Tell whether the last loss events are still waiting, or were refused for good since then."""
+        self.mark_noted()
         marks = ",".join(map(str, self._told_rows()))
         waits = "(status < 2 OR (status = 9 AND settled_at > ?))"
         row = self._conn.execute(
@@ -410,10 +436,25 @@ class DiskQueue(QueueConnection):
         settled_before = time.time() - keep_seconds
         too_old = next((i for i, row in enumerate(oldest) if row[1] > settled_before), len(oldest))
         count = max(self.excess(keep_messages), too_old)
-        doomed = [row[0] for row in oldest[:count]]
-        if doomed:
-            self.remove_delivered(doomed)
-        return len(doomed) == _TIDY_ROWS
+        noted_from = self._state.noted[0].first if self._state.noted else 2**63
+        doomed = [row_id for row_id, _ in oldest[:count] if row_id < noted_from]
+        if not doomed:
+            return self._tidy_noted(settled_before, keep_messages)
+        self.remove_delivered(doomed)
+        return len(doomed) == _TIDY_ROWS or bool(self._state.noted)
+
+    def _tidy_noted(self, settled_before: float, keep_messages: int) -> bool:
+        """Delete what is too old or too many of the oldest noted span; tells if more may follow."""
+        if not self._state.noted:
+            return False
+        oldest, *others = self._state.noted
+        is_old = oldest.settled_at <= settled_before
+        count = oldest.rows if is_old else min(oldest.rows, self.excess(keep_messages))
+        if count:
+            self._conn.execute(DELETE_ROWS, (oldest.first, oldest.first + count - 1))
+            self._become(delivered=self._state.delivered - count)
+            self.renote([oldest._replace(first=oldest.first + count), *others])
+        return count > 0
 
     def shrink(self) -> None:
         """Give some free pages back to the file system, if more than a quarter of the file is free."""
@@ -539,7 +580,8 @@ class DiskQueue(QueueConnection):
     def is_delivered(self, row_id: int) -> bool:
         """Tell whether this row is delivered and kept."""
         row = self._conn.execute("SELECT status FROM ack_queue_default WHERE _id = ?", (row_id,)).fetchone()
-        return row is not None and row[0] == DELIVERED
+        is_noted = any(span.first <= row_id <= span.last for span in self._state.noted)
+        return row is not None and (row[0] == DELIVERED or is_noted)
 
     def arrivals(self, rows_max: int, after_id: int) -> dict[int, int]:
         """Return packet id → row id of the last rows stored (the newest wins), at most so many, after that row."""
@@ -578,6 +620,7 @@ class DiskQueue(QueueConnection):
 
     def oldest_received_at(self) -> float | None:
         """Return when the oldest waiting row was received; O(log n) by the ready index."""
+        self.mark_noted()
         row = self._conn.execute(
             "SELECT CAST(timestamp AS REAL) FROM ack_queue_default INDEXED BY edge_ready"
             " WHERE status < 2 ORDER BY _id LIMIT 1"

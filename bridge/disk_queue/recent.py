@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from bridge.disk_queue.rows import NewRow
 from bridge.message import CLOCK_SET_SINCE, Row
 
-_BYTES_MAX = 4 << 20  # a few groups and batches
+_BYTES_MAX = 8 << 20  # some groups and batches
 
 
 class Recent:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from bridge.disk_queue.aside import Report, look_at, pending, set_aside, write_report
 from bridge.disk_queue.faults import mapped
-from bridge.disk_queue.file import FILE_NAME, is_sealed
+from bridge.disk_queue.file import FILE_NAME, is_sealed, readable
 from bridge.disk_queue.mark import read_mark
 from bridge.disk_queue.queue import DiskQueue
 from bridge.disk_queue.rows import DEAD, DELIVERED
@@ -102,6 +102,7 @@ def _read_only(file: Path) -> Iterator[sqlite3.Connection]:
     shared_memory = Path(f"{file}-shm")
     was_there = shared_memory.exists()
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
+        connection.text_factory = readable
         try:
             yield connection
         finally:
@@ -126,7 +127,10 @@ def _structure(connection: sqlite3.Connection) -> list[str]:
 def _rows(connection: sqlite3.Connection) -> Iterator[tuple[int, bool]]:
     has_crc = any(row[1] == "crc" for row in connection.execute("PRAGMA table_info(ack_queue_default)"))
     column = "crc" if has_crc else "NULL"
-    rows = connection.execute(f"SELECT status, CAST(data AS BLOB), {column} FROM ack_queue_default NOT INDEXED")
+    has_noted = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'edge_delivered'").fetchone()
+    is_noted = "EXISTS (SELECT 1 FROM edge_delivered WHERE _id BETWEEN first_id AND last_id)" if has_noted else "0"
+    status = f"CASE WHEN status < 2 AND {is_noted} THEN {DELIVERED} ELSE status END"
+    rows = connection.execute(f"SELECT {status}, CAST(data AS BLOB), {column} FROM ack_queue_default NOT INDEXED")
     for status, data, crc in rows:
         yield status if isinstance(status, int) else -1, crc is None or zlib.crc32(data or b"") == crc
 

@@ -64,6 +64,18 @@ class Span(NamedTuple):
     ids: frozenset[int]
 
 
+class Noted(NamedTuple):
+    """Rows that are delivered, all from first to last, but not marked so: their status is written later, if ever."""
+
+    first: int
+    last: int
+    settled_at: float
+
+    @property
+    def rows(self) -> int:
+        return self.last - self.first + 1
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """All that the queue knows in memory. A rolled back transaction just takes the old value again."""
@@ -76,6 +88,7 @@ class State:
     flying: tuple[Span, ...] = ()
     returned: tuple[tuple[int, int], ...] = ()  # spans to take again before new rows
     unsent: tuple[tuple[int, int], ...] = ()  # those of them that were never posted
+    noted: tuple[Noted, ...] = ()  # in order
 
     @property
     def taken(self) -> int:

@@ -24,7 +24,7 @@ import orjson
 from bridge.disk_queue.aside import Report
 from bridge.disk_queue.mark import read_mark
 from bridge.disk_queue.pages import Pages, Place, Record, Value
-from bridge.disk_queue.rows import DEAD, DELIVERED, READY, SavedRow
+from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Noted, SavedRow
 from bridge.loss import Loss, LossReason
 from bridge.message import DeadRow, event_id
 
@@ -76,6 +76,7 @@ class Salvager:
         self._places: list[Place] = []
         self._orphans: list[tuple[int, int, int]] | None = None
         self._deaths: dict[int, tuple[Value, ...]] | None = None
+        self._spans: list[Noted] | None = None
         self._portions: Iterator[Portion] | None = None
 
     def close(self) -> None:
@@ -171,18 +172,30 @@ class Salvager:
             return None
         if isinstance(data, str):
             data = data.encode("utf-8", "surrogateescape")
-        is_settled = isinstance(settled_at, (int, float))
+        its_status = _STATUSES[status] if isinstance(settled_at, (int, float)) else READY
+        if its_status == READY and (noted := self._noted_delivery(record.row_id)):
+            its_status, status, settled_at = DELIVERED, DELIVERED, noted.settled_at
         return SavedRow(
             record.row_id if 0 < record.row_id < self.next_id else None,
             data if isinstance(data, bytes) else None,
             float(received_at) if isinstance(received_at, (int, float)) else 0.0,
-            _STATUSES[status] if is_settled else READY,
+            its_status,
             _count(crc),
             _count(packet_id),
             _event_id(data) if isinstance(data, bytes) and own_id is not None else None,
             float(settled_at) if isinstance(settled_at, (int, float)) and _STATUSES[status] != READY else None,
             float(expires_at) if isinstance(expires_at, (int, float)) else None,
         )
+
+    def _noted_delivery(self, row_id: int) -> Noted | None:
+        if self._spans is None:
+            spans = (_padded((record.row_id, *record.values[1:]), 3) for record in self._table("edge_delivered"))
+            self._spans = [
+                Noted(first, last, float(settled_at))
+                for first, last, settled_at in spans
+                if isinstance(first, int) and isinstance(last, int) and isinstance(settled_at, (int, float))
+            ]
+        return next((span for span in self._spans if span.first <= row_id <= span.last), None)
 
     def _death(self, row: SavedRow) -> tuple[Value, ...] | None:
         """Return why a row is dead, or was before it was requeued: reason, HTTP status, attempts, time, excerpt."""

@@ -25,12 +25,13 @@ from typing import NamedTuple
 
 import orjson
 
-from bridge.disk_queue import DiskQueue, FolderLock, NewRow
+from bridge.disk_queue import DiskQueue, FolderLock, NewRow, queue
 from bridge.loss import LossReason
 from bridge.message import DeadRow, head, head_middle, tail
 
 READY, DELIVERED, DEAD = 0, 5, 9
 SMALL_PRAGMAS = ("wal_autocheckpoint = 150", "journal_size_limit = 300000", "cache_size = 40")
+SPAN_ROWS_MIN = 12  # so that many batches are noted as delivered and few marked
 KEPT_MESSAGES = 15  # delivered rows
 BULGE_ROWS, BULGE_BYTES = 14, 100_000  # more than the free pages from which on the file shrinks
 
@@ -159,6 +160,8 @@ class Life:
             plan.verbs.append(lambda: self._take(self._choice.randint(1, 60)))
         if self._choice.random() < 0.1:
             plan.verbs.append(self._queue.shrink)
+        if self._choice.random() < 0.1:
+            plan.verbs.append(self._queue.mark_noted)
         return plan
 
     def die(self) -> None:
@@ -191,7 +194,7 @@ class Life:
         events = {self._picture.newest_id + 1 + i: size for i, size in enumerate(sizes)}
         rows = {row_id: event(row_id, size) for row_id, size in events.items()}
         plan.changes |= {row_id: Held(READY, digest(data)) for row_id, data in rows.items()}
-        new = [NewRow(data, 1.0, row_id % 65536, f"m{row_id}") for row_id, data in rows.items()]
+        new = [NewRow(data, 1.8e9, row_id % 65536, f"m{row_id}") for row_id, data in rows.items()]
         plan.verbs.append(lambda: self._queue.put_rows(new))
 
     def _settle(self, plan: Plan, acked_share: float = 0.75) -> None:
@@ -223,7 +226,11 @@ class Life:
         held = self._picture.after(plan.changes, 0).rows
         delivered = sorted(row_id for row_id, row in held.items() if row.status == DELIVERED)
         plan.changes |= dict.fromkeys(delivered[: max(0, len(delivered) - keep)])
-        plan.verbs.append(lambda: self._queue.tidy(3600, keep))
+        plan.verbs.append(lambda: self._tidy_all(keep))
+
+    def _tidy_all(self, keep: int) -> None:
+        while self._queue.tidy(3600, keep):
+            pass
 
     def _take(self, messages_max: int) -> None:
         if rows := self._queue.take(messages_max, 1 << 20):
@@ -267,6 +274,7 @@ def main() -> None:
     parser.add_argument("--pragma", action="append", default=[])
     given = parser.parse_args()
     picture = account_of(given.marks.read_bytes().splitlines() if given.marks.exists() else []).confirmed
+    queue.SPAN_ROWS_MIN = SPAN_ROWS_MIN
     with lived(given, given.pragma) as (disk_queue, say):
         life = Life(disk_queue, picture, say, given.seed, confirms_early=given.confirms_early)
         life.pass_by(given.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow, serializer
+from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow, serializer, verify
+from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.errors import DiskFullError, QueueDamagedError, QueueInUseError, QueueUnusableError
 from bridge.message import DeadRow, event_id, head, head_middle, tail
 
@@ -132,6 +134,100 @@ def test_opening_reads_no_more_of_a_large_queue_than_of_a_small_one(tmp_path: Pa
         return steps
 
     assert rows_read_at_start(20_000) <= rows_read_at_start(20) + 5
+
+
+def as_after_a_kill(queue: DiskQueue, folder: Path) -> Path:
+    folder.mkdir()
+    for name in (FILE_NAME, FILE_NAME + "-wal"):
+        shutil.copy(queue.folder / name, folder / name)
+    return folder
+
+
+def statuses(folder: Path) -> dict[int, int]:
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        return dict(connection.execute("SELECT status, COUNT(*) FROM ack_queue_default GROUP BY status").fetchall())
+
+
+MANY = 3 * SPAN_ROWS_MIN
+
+
+def deliver(queue: DiskQueue, but: int = 0) -> None:
+    """Take all and ack all but the last so many."""
+    with queue.transaction():
+        ids = [row.row_id for row in queue.take(MANY, 1 << 20)]
+        queue.ack_rows(ids[: len(ids) - but])
+
+
+def test_many_delivered_rows_are_noted_as_a_span_and_known_after_a_kill(disk_queue: DiskQueue, tmp_path: Path) -> None:
+    put(disk_queue, *map(str, range(MANY)))
+    deliver(disk_queue)
+    killed = as_after_a_kill(disk_queue, tmp_path / "killed")
+    assert statuses(killed) == {0: MANY}
+    assert (verify(killed).troubles, verify(killed).rows) == ((), {5: MANY})
+    again = DiskQueue(killed)
+    assert again.counts()[:4] == (0, 0, MANY, 0)
+    assert take(again) == []
+    assert again.is_delivered(7)
+    with again.transaction():
+        again.mark_noted()
+    again.close()
+    assert statuses(killed) == {5: MANY}
+
+
+def test_of_a_batch_that_was_covered_in_part_the_rest_is_taken_again(disk_queue: DiskQueue, tmp_path: Path) -> None:
+    put(disk_queue, *map(str, range(MANY)))
+    ids = take(disk_queue)
+    covered, rest = ids[:SPAN_ROWS_MIN] + ids[-SPAN_ROWS_MIN:], ids[SPAN_ROWS_MIN:-SPAN_ROWS_MIN]
+    with disk_queue.transaction():
+        disk_queue.ack_rows(covered)
+        disk_queue.release(rest)
+    again = DiskQueue(as_after_a_kill(disk_queue, tmp_path / "killed"))
+    assert take(disk_queue) == take(again) == rest
+    again.close()
+
+
+def test_noted_rows_beyond_those_that_are_kept_are_deleted_unmarked(disk_queue: DiskQueue) -> None:
+    put(disk_queue, *map(str, range(MANY)))
+    deliver(disk_queue)
+    with disk_queue.transaction():
+        while disk_queue.tidy(3600, 10):
+            pass
+    assert disk_queue.counts()[:4] == (0, 0, 10, 0)
+    assert disk_queue.row_range() == (MANY - 9, MANY)
+
+
+def test_on_a_full_disk_noted_rows_are_deleted_instead_of_marked(disk_queue: DiskQueue) -> None:
+    put(disk_queue, *map(str, range(MANY)))
+    deliver(disk_queue, but=5)
+    disk_queue._reserve.spent = True
+    with disk_queue.transaction():
+        disk_queue.mark_noted()
+    assert disk_queue.counts()[:4] == (0, 5, 0, 0)
+    assert disk_queue.row_range() == (MANY - 4, MANY)
+
+
+def test_what_another_program_settled_after_a_kill_is_counted(disk_queue: DiskQueue, tmp_path: Path) -> None:
+    put(disk_queue, *map(str, range(MANY)))
+    deliver(disk_queue, but=5)
+    killed = as_after_a_kill(disk_queue, tmp_path / "killed")
+    with closing(sqlite3.connect(killed / FILE_NAME)) as connection, connection:  # as the stock library's ack
+        connection.execute("UPDATE ack_queue_default SET status = 5 WHERE _id IN (3, ?)", (MANY,))
+    again = DiskQueue(killed)
+    assert again.counts()[:4] == (4, 0, MANY - 4, 0)
+    again.close()
+
+
+def test_a_row_whose_checksum_became_a_text_that_is_none_is_dead(tmp_path: Path) -> None:
+    queue = DiskQueue(tmp_path)
+    put(queue, *"ab")
+    queue.close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection, connection:
+        connection.execute("UPDATE ack_queue_default SET crc = CAST(x'ff81' AS TEXT) WHERE _id = 1")
+    assert verify(tmp_path).altered == 1
+    queue = DiskQueue(tmp_path)
+    assert take(queue) == [2]
+    assert queue.dead_rows() == [DeadRow(1, "crc")]
+    queue.close()
 
 
 def test_a_flipped_byte_is_dead_and_never_taken(tmp_path: Path) -> None:

@@ -124,6 +124,8 @@ def faults_of(disk_queue: DiskQueue, account: Account) -> Iterator[str]:
 
 
 def picture_of(disk_queue: DiskQueue) -> Picture:
+    with disk_queue.transaction():
+        disk_queue.mark_noted()  # a row may be noted as delivered and not marked yet
     rows = disk_queue._conn.execute("SELECT _id, status, data FROM ack_queue_default").fetchall()
     held = {row_id: Held(status, digest(data)) for row_id, status, data in rows}
     return Picture(held, sum(loss.messages for loss in disk_queue.losses()), disk_queue.newest_id())
@@ -243,6 +245,8 @@ def statuses(folder: Path) -> dict[str, int]:
     except QueueDamagedError:
         return {}
     try:
+        with disk_queue.transaction():
+            disk_queue.mark_noted()
         return dict(disk_queue._conn.execute("SELECT event_id, status FROM ack_queue_default").fetchall())
     finally:
         disk_queue.close()

@@ -14,10 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bridge.disk_queue import FILE_NAME, STATES, Counts, DiskQueue, NewRow, Selection
+from bridge.disk_queue import FILE_NAME, STATES, Counts, DiskQueue, NewRow, Selection, queue
 from bridge.errors import QueueDamagedError
 from bridge.loss import LossReason
 from bridge.message import DeadRow, head, head_middle, tail
+
+SPAN_ROWS_MIN, AS_SHIPPED = 5, queue.SPAN_ROWS_MIN  # so that some batches are noted as delivered, and some marked
 
 
 def event(number: int) -> bytes:
@@ -29,6 +31,7 @@ class QueueModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        queue.SPAN_ROWS_MIN = SPAN_ROWS_MIN
         self.folder = Path(tempfile.mkdtemp(prefix="queue-model-"))
         self.disk_queue = DiskQueue(self.folder, durability="crash")
         self.rows: dict[int, bytes] = {}
@@ -108,6 +111,11 @@ class QueueModel(RuleBasedStateMachine):
         excess = len(self.delivered) - keep
         self.delivered -= set(sorted(self.delivered)[: max(0, excess)])
 
+    @rule()
+    def mark_noted(self) -> None:
+        with self.disk_queue.transaction():
+            self.disk_queue.mark_noted()
+
     @rule(count=st.integers(1, 20))
     def drop_oldest(self, count: int) -> None:
         with self.disk_queue.transaction():
@@ -158,7 +166,8 @@ class QueueModel(RuleBasedStateMachine):
         found: list[int] = []
         after: int | None = 0
         while after is not None:
-            rows, after = self.disk_queue.select(Selection(states=(state,) if state else ()), after)
+            with self.disk_queue.transaction():
+                rows, after = self.disk_queue.select(Selection(states=(state,) if state else ()), after)
             assert all(row.row_id in by_state[row.state] for row in rows)
             found += [row.row_id for row in rows]
         assert found == sorted(wanted)
@@ -187,6 +196,9 @@ class QueueModel(RuleBasedStateMachine):
         assert self.disk_queue.newest_id() == self.next_id - 1 or not self.rows
 
     def teardown(self) -> None:
+        queue.SPAN_ROWS_MIN = AS_SHIPPED
+        with self.disk_queue.transaction():
+            self.disk_queue.mark_noted()
         self.disk_queue.close()
         connection = sqlite3.connect(self.folder / FILE_NAME)
         by_status = dict(connection.execute("SELECT status, COUNT(*) FROM ack_queue_default GROUP BY status"))
