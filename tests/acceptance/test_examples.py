@@ -64,9 +64,15 @@ def test_offline_first_works_without_a_broker_and_catches_up(stage: Stage) -> No
     wait_until(lambda: sorted(frames(stage), key=str) == sorted(range(100), key=str), 20)
 
 
+def wait_running(process: subprocess.Popen[str]) -> None:
+    assert process.stdout
+    next(line for line in process.stdout if "Running on" in line)
+
+
 def test_the_cloud_end_takes_what_the_bridge_posts(stage: Stage, free_port: int) -> None:
-    process = start(stage, sys.executable, str(EXAMPLES / "cloud_end.py"), "--port", str(free_port))
+    process = start(stage, sys.executable, "-u", str(EXAMPLES / "cloud_end.py"), "--port", str(free_port))
     try:
+        wait_running(process)
         stage.launch(settings={"upload.url": f"http://127.0.0.1:{free_port}/events"})
         stage.publish(300)
 
@@ -84,8 +90,7 @@ def test_the_cloud_end_takes_what_the_bridge_posts(stage: Stage, free_port: int)
 def test_the_cloud_end_says_what_is_bad(stage: Stage, free_port: int, body: bytes) -> None:
     process = start(stage, sys.executable, "-u", str(EXAMPLES / "cloud_end.py"), "--port", str(free_port))
     try:
-        assert process.stdout
-        next(line for line in process.stdout if "Running on" in line)
+        wait_running(process)
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/events", body, timeout=5) as answer:
                 status, text = answer.status, answer.read()

@@ -125,7 +125,7 @@ def a_pipe(file: Path) -> None:
         ),
         (
             a_newer_format,
-            "was written by a newer edge-bridge (format 999, this one knows 2)",
+            "was written by a newer edge-bridge (format 999, this one knows 3)",
             "nothing was changed; install that version again, or drain the queue with it first",
         ),
         (no_database_at_all, "is not a SQLite database", NOT_OURS_HINT),
