@@ -37,7 +37,6 @@ class HalfOpen:
     """One lane is probing, the others wait for what comes of it."""
 
     failures: int
-    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def ask(breaker: Breaker, now: float) -> tuple[Breaker, Leave]:
         case Paused(until):
             if now < until:
                 return breaker, Wait(until - now)
-            return HalfOpen(0, paused=True), Probe(small=True)
+            return HalfOpen(0), Probe(small=True)
         case never:
             assert_never(never)
 

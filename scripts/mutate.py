@@ -43,7 +43,7 @@ TESTS = {  # the quick tests that are about a module, the quickest first
     "disk_queue/file": (*_QUEUE, *_DAMAGE),
     "disk_queue/lock": ("integration/test_disk_queue.py",),
     "disk_queue/serializer": _QUEUE,
-    "disk_queue/rows": (*_QUEUE, "integration/test_queue_model.py"),
+    "disk_queue/rows": ("unit/test_rows.py", *_QUEUE, "integration/test_queue_model.py"),
     "disk_queue/receipts": ("integration/test_intake_store.py", *_QUEUE),
     "disk_queue/reserve": ("integration/test_disk_thread.py", *_QUEUE),
     "disk_queue/ledger": ("integration/test_ledger.py", "integration/test_loss_teller.py"),

@@ -62,12 +62,17 @@ def test_a_pause_is_probed_once_a_minute_with_one_row() -> None:
     assert backoff.refused(breaker, now=161) == Paused(221)
 
 
+def test_a_failure_right_after_a_pause_is_the_first_one() -> None:
+    probing, _ = backoff.ask(Paused(60), 60)
+    assert backoff.failed(probing, until=70) == Open(70, 1)
+
+
 @pytest.mark.parametrize("breaker", [Open(900, 3), Paused(900)])
 def test_a_hurried_breaker_probes_at_once(breaker: Breaker) -> None:
     assert isinstance(backoff.ask(backoff.hurried(breaker, 5), 5)[1], Probe)
 
 
-@pytest.mark.parametrize("breaker", [Closed(), HalfOpen(3), HalfOpen(0, paused=True)])
+@pytest.mark.parametrize("breaker", [Closed(), HalfOpen(3)])
 def test_hurry_changes_nothing_where_somebody_is_posting_already(breaker: Breaker) -> None:
     assert backoff.hurried(breaker, 5) == breaker
 

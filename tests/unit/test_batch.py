@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -46,6 +47,25 @@ def test_rows_taken_within_row_bytes_fit_into_one_body(rows: list[Row], limits: 
     assert len(pack(taken, limits).rows) == len(taken)
 
 
+def test_a_body_of_just_the_limit_is_packed_whole_and_with_a_byte_less_the_last_row_stays() -> None:
+    rows = [row(number) for number in range(3)]
+    exact = len(body(Batch(tuple(rows)), "cloudevents"))
+    assert pack(rows, Limits(3, exact)).row_ids == (0, 1, 2)
+    assert pack(rows, Limits(3, exact - 1)).row_ids == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "row_bytes"),
+    [
+        (Limits(10, 10_000), 10_000 - 10 - 1),  # ten rows, what joins them, and a bracket more
+        (Limits(10_000, 10_000), 10_000 - 100 - 1),  # no more than a hundred of the shortest find room
+        (Limits(1, 1), 1),
+    ],
+)
+def test_row_bytes_leaves_just_the_room_for_what_joins_the_rows(limits: Limits, row_bytes: int) -> None:
+    assert limits.row_bytes == row_bytes
+
+
 def test_a_single_row_goes_even_if_it_is_larger_than_the_limit() -> None:
     assert pack([row(1), row(2)], Limits(1000, 10)).row_ids == (1,)
 
@@ -85,6 +105,13 @@ def test_the_key_depends_on_the_stored_events_and_their_order_and_on_nothing_els
     assert batch.key == stored_again.key
     assert batch.key != Batch(batch.rows[::-1]).key
     assert batch.key != Batch(batch.rows[:1]).key
+
+
+def test_the_key_is_the_same_in_every_version_of_the_bridge() -> None:
+    """A batch in doubt is posted again after an update, and must meet its old key."""
+    first, second = row(1), row(2)
+    digest = hashlib.sha256(first.data + b"\n" + second.data).hexdigest()
+    assert Batch((first, second)).key == digest[: 128 // 4]
 
 
 def test_an_id_that_is_used_again_for_another_payload_does_not_meet_its_old_key() -> None:

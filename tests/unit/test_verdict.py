@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime, formatdate
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bridge import verdict
 from bridge.batch import Batch
-from bridge.message import DeadRow, Row, head, head_middle, tail
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, head, head_middle, tail
 from bridge.verdict import Cause, Dead, Delivered, Halve, Later, Meaning, Partly, Pause, Reply, Verdict
 
 NOW = 1_790_000_000.0
@@ -231,6 +231,17 @@ def test_of_two_results_for_one_row_the_worse_counts(order: tuple[int, ...]) -> 
     assert [one.status_code for one in partly.dead] == [422]
 
 
+def test_of_two_results_that_are_equally_bad_the_first_is_recorded() -> None:
+    partly = judge(results(("id-1", 422, "no score"), ("id-1", 400, "bad")))
+    assert isinstance(partly, Partly)
+    assert [(one.status_code, one.excerpt) for one in partly.dead] == [(422, "no score")]
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/octet-stream"])
+def test_results_count_whatever_the_answer_calls_itself(content_type: str | None) -> None:
+    assert judge(replace(results(("id-2", 200)), content_type=content_type)) == Partly((2,), (), (1, 3), ())
+
+
 def test_retry_after_of_partial_results_is_a_floor() -> None:
     partly = judge(replace(results(("id-1", 429)), retry_after="7"))
     assert isinstance(partly, Partly)
@@ -264,6 +275,12 @@ def test_a_long_answer_that_cannot_be_judged_asks_for_smaller_batches_and_kills_
     echo = cut({"echo": "x" * 100}, 60)
     assert isinstance(judge(echo), Halve)
     assert isinstance(judge(echo, ONE), Later)
+
+
+def test_a_long_answer_whose_results_were_not_reached_covers_no_row() -> None:
+    """What was cut off may have been the results."""
+    answer = cut({"echo": [{"id": f"id-{number}"} for number in range(9)]}, 100)
+    assert judge(answer) == Halve("the answer is longer than 65536 bytes", remember_size=True)
 
 
 def test_a_long_answer_that_is_no_object_has_no_results() -> None:
@@ -304,6 +321,7 @@ RETRY_AFTER = [
     ("9" * 400, 3600),
     (formatdate(NOW + 90, usegmt=True), 90),
     (format_datetime(datetime.fromtimestamp(NOW + 90, UTC)).replace("+0000", "-0000"), 90),
+    (format_datetime(datetime.fromtimestamp(NOW + 90, timezone(timedelta(hours=2)))), 90),
     (formatdate(NOW - 90, usegmt=True), 0),
     (formatdate(NOW + 1e8, usegmt=True), 3600),
     ("", None),
@@ -323,11 +341,14 @@ def test_retry_after_is_seconds_or_a_date_capped_at_an_hour(header: str, floor_s
     assert answer.cause is (Cause.SERVER_FAILED if floor_seconds is None else Cause.THROTTLED)
 
 
-def test_a_date_says_nothing_to_a_clock_that_was_never_set() -> None:
-    reply = Reply(503, retry_after=formatdate(NOW + 60, usegmt=True))
-    answer = verdict.judge(reply, ONE, require_receipt=False, now=12.0)
+@pytest.mark.parametrize(
+    ("now", "floor_seconds"), [(12.0, None), (CLOCK_SET_SINCE - 1, None), (CLOCK_SET_SINCE, 60), (NOW, 60)]
+)
+def test_a_date_says_nothing_to_a_clock_that_was_never_set(now: float, floor_seconds: float | None) -> None:
+    reply = Reply(503, retry_after=formatdate(now + 60, usegmt=True))
+    answer = verdict.judge(reply, ONE, require_receipt=False, now=now)
     assert isinstance(answer, Later)
-    assert answer.floor_seconds is None
+    assert answer.floor_seconds == floor_seconds
 
 
 # ---- total --------------------------------------------------------------------------------------------------------
@@ -396,7 +417,7 @@ def test_an_excerpt_has_two_hundred_characters_at_most() -> None:
     ("status_code", "advice"),
     [
         *((code, "upload.token") for code in (401, 403)),
-        *((code, "upload.url") for code in (301, 404, 405, 410)),
+        *((code, "upload.url") for code in (300, 301, 404, 405, 410)),
         (407, "upload.proxy"),
         (415, "upload.format"),
         (402, "the upload settings"),

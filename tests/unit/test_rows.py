@@ -1,0 +1,53 @@
+"""The values of the disk queue: what a checksum proves, spans of row ids."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.disk_queue.rows import SavedRow, merged, runs
+
+
+def saved(data: bytes | None, crc: int | None) -> SavedRow:
+    return SavedRow(1, data, 1.0, 0, crc, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "crc", "is_altered", "is_sound"),
+    [
+        (b"{}", zlib.crc32(b"{}"), False, True),
+        (b"{]", zlib.crc32(b"{}"), True, False),
+        (b"[]", zlib.crc32(b"{}"), True, False),  # still JSON
+        (b"\x80", zlib.crc32(b"\x80"), False, True),  # what it says is nobody's business here
+        (b"{}", None, False, True),  # stored by the stock library
+        (b"\x80\x04N.", None, False, False),
+        (None, None, False, False),
+        (None, zlib.crc32(b"{}"), True, False),
+    ],
+)
+def test_a_saved_row_is_proven_by_its_checksum_or_at_least_json(
+    data: bytes | None, crc: int | None, is_altered: bool, is_sound: bool
+) -> None:
+    assert (saved(data, crc).is_altered, saved(data, crc).is_sound) == (is_altered, is_sound)
+
+
+def test_runs_are_spans_without_gaps() -> None:
+    assert list(runs([7, 3, 1, 2, 9, 10])) == [(1, 3), (7, 7), (9, 10)]
+    assert list(runs([])) == []
+
+
+@given(st.sets(st.integers(1, 40)))
+def test_runs_cover_exactly_the_ids_and_never_touch(row_ids: set[int]) -> None:
+    spans = list(runs(list(row_ids)))
+    assert [number for first, last in spans for number in range(first, last + 1)] == sorted(row_ids)
+    assert all(before[1] + 1 < after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_merged_spans_are_one_where_they_overlap_and_stay_apart_where_they_only_touch() -> None:
+    assert merged([(8, 9), (1, 3), (3, 5), (6, 7)]) == ((1, 5), (6, 7), (8, 9))
+    assert merged([(1, 9), (2, 3)]) == ((1, 9),)
+    assert merged([]) == ()
