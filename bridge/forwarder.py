@@ -33,7 +33,7 @@ from bridge.verdict import Reply, judge
 TOKEN_LOOK_SECONDS = 3.0  # while paused: how often the token file is looked at
 DISK_RETRY_SECONDS = 1.0  # a full disk refuses even acks: they are asked for again, the rows were delivered
 
-_WRITING_MAX = 3  # answers of a lane that are being written down at a time; a kill has so many batches posted again
+_WRITING_MAX = 3  # answers of a lane that are being written down at a time
 _TAKE_BATCHES = 4  # taken at once under load, by all lanes together
 
 PreparedT = TypeVar("PreparedT")
@@ -150,7 +150,11 @@ class _Destination:
 
 
 class Forwarder(Generic[PreparedT]):
-    """The lanes and their destination. `run()` until `stop()`; tests bring their own time and randomness."""
+    """The lanes and their destination. `run()` until `stop()`; tests bring their own time and randomness.
+
+    `unwritten_max`: rows whose answer is still being written down while the next batch is out. After a kill these, and
+    the batch that is out, are posted again (promise 1).
+    """
 
     def __init__(  # noqa: PLR0913 - two neighbours, the settings, and time in four parts
         self,
@@ -159,6 +163,7 @@ class Forwarder(Generic[PreparedT]):
         settings: UploadSettings,
         emit: Emit,
         *,
+        unwritten_max: int = 0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -169,6 +174,7 @@ class Forwarder(Generic[PreparedT]):
         self.emit = emit
         self.wall_clock = wall_clock
         self.sleep = sleep
+        self.unwritten_max = unwritten_max // settings.concurrency
         self.destination = _Destination(settings, emit, clock, random)
         self.abandoned = asyncio.Event()  # the grace time is over: leave the posts under way
         self._lanes = [_Lane(self) for _ in range(settings.concurrency)]
@@ -224,7 +230,9 @@ class _Lane(Generic[PreparedT]):
         self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
         self._ahead: tuple[Batch, PreparedT] | None = None
         self._is_drained = False
-        self._writing: deque[asyncio.Future[None]] = deque()
+        self._writing: deque[tuple[int, asyncio.Future[None]]] = (
+            deque()
+        )  # rows of an answer, and they on their way to the disk
         self._took_at = 0.0  # by the wall clock, the first of what is in hand
         self._has_sent = False  # ... of which something may have reached the cloud
         self.due = IDLE
@@ -259,16 +267,18 @@ class _Lane(Generic[PreparedT]):
         )
         settled = self.agenda.settle(verdict, self._now(), self._destination.delay_seconds)
         self._destination.report(settled, was_probe=isinstance(leave, Probe))
-        await self._written(but=_WRITING_MAX - 1)
-        self._writing.append(asyncio.ensure_future(self._write(settled, reply.elapsed_seconds)))
+        writing = asyncio.ensure_future(self._write(settled, reply.elapsed_seconds))
+        self._writing.append((len(settled.acked) + len(settled.dead), writing))
+        await self._written(but_batches=_WRITING_MAX, but_rows=self._of.unwritten_max)
 
     async def _write(self, settled: Settlement, latency_seconds: float) -> None:
         await asyncio.gather(self._ack(settled.acked, latency_seconds), self._bury(settled.dead))
 
-    async def _written(self, *, but: int = 0) -> None:
-        """Return when what the answers said is on disk, but for the last so many: the next batch is out meanwhile."""
-        while len(self._writing) > but:
-            await self._writing.popleft()
+    async def _written(self, *, but_batches: int = 0, but_rows: int = 0) -> None:
+        """Return when what the answers said is on disk, but for the last few: the next batch is out meanwhile."""
+        while len(self._writing) > but_batches or sum(rows for rows, _ in self._writing) > but_rows:
+            _, writing = self._writing.popleft()
+            await writing
 
     async def _give_back_undated(self) -> None:
         """Take again, with their right time, rows that were taken before the clock was set and never left."""

@@ -161,7 +161,8 @@ class Service:
         free = settings.queue.min_free_disk_bytes
         self._rescue = Rescue(self._disk, settings.queue.path, salvagers, self._emit, min_free_disk_bytes=free)
         self._uploader = await stack.enter_async_context(Uploader(settings.upload, __version__))
-        self._forwarder = Forwarder(self._disk, self._uploader, settings.upload, self._emit)
+        window = settings.mqtt.receive_maximum
+        self._forwarder = Forwarder(self._disk, self._uploader, settings.upload, self._emit, unwritten_max=window)
         self._intake = Intake(
             settings.intake,
             settings.queue,
