@@ -60,6 +60,10 @@ class Contender(Protocol):
     def delivers(self) -> bool:
         """Whether it posts to the sink; if not, its program counts by itself."""
 
+    @property
+    def messages_max(self) -> int:
+        """How many messages a run of it may have, so that it ends before everybody has gone home."""
+
     def program(self, around: Surroundings) -> Program:
         """Return its program, not started."""
 
@@ -70,6 +74,7 @@ class NullSubscriber:
 
     title = "ceiling: null subscriber"
     delivers = False
+    messages_max = sys.maxsize
 
     @property
     def settings(self) -> dict[str, str]:
@@ -80,12 +85,58 @@ class NullSubscriber:
 
 
 @dataclass(frozen=True, slots=True)
+class BarePaho:
+    """paho as documented, with a callback that does nothing."""
+
+    title = "bare paho, empty callback"
+    delivers = False
+    messages_max = sys.maxsize
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {}
+
+    def program(self, around: Surroundings) -> Talker:
+        return Talker("bare_paho", around.folder, port=around.broker_port)
+
+
+@dataclass(frozen=True, slots=True)
+class Naive:
+    """What a user would write from the libraries' documentation."""
+
+    batch: int
+    delivers = True
+
+    @property
+    def title(self) -> str:
+        return f"naive bridge, {self.batch} a post"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"batch": str(self.batch)}
+
+    @property
+    def messages_max(self) -> int:
+        return 3000
+
+    def program(self, around: Surroundings) -> Program:
+        options = {"port": around.broker_port, "sink-port": around.sink_port, "batch": self.batch}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", "bridge.bench.naive", *words, "--folder", str(around.folder / "queue")]
+        return Program("naive", command, around.folder)
+
+
+RIVALS: tuple[Contender, ...] = (BarePaho(), Naive(1), Naive(100))
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
     """This bridge, the real command with its defaults: status, web page, retention and all."""
 
     durability: str
     compression: str
     delivers = True
+    messages_max = sys.maxsize
 
     @property
     def title(self) -> str:

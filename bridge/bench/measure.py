@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ async def measure(plan: Plan, tell: Tell, finished: Callable[[], None]) -> tuple
 
 
 async def _run(plan: Plan, contender: Contender, tell: Callable[[int, int], None]) -> Run:
+    plan = replace(plan, messages=min(plan.messages, contender.messages_max))
     load_average = round(os.getloadavg()[0], 2)
     tell(0, plan.messages)
     async with set_stage(plan.folder, contender, plan.payload_bytes) as stage:

@@ -17,8 +17,8 @@ from bridge.bench.dialogue import hear, say
 from bridge.bench.tally import Tally
 
 _READ_BYTES = 256 * 1024
-_RECEIVE_MAXIMUM = 10_000  # the bridge's defaults
-_SESSION_EXPIRY_SECONDS = 604_800
+RECEIVE_MAXIMUM = 10_000  # the bridge's defaults
+SESSION_EXPIRY_SECONDS = 604_800
 _GATHER_SECONDS = 0.002  # larger pieces, a third of the CPU: it must not take from the broker what it shares with it
 
 
@@ -34,8 +34,8 @@ class NullSubscriber:
         self.socket.sendall(
             mqtt.connect_5(
                 b"bench-null-subscriber",
-                receive_maximum=_RECEIVE_MAXIMUM,
-                session_expiry_seconds=_SESSION_EXPIRY_SECONDS,
+                receive_maximum=RECEIVE_MAXIMUM,
+                session_expiry_seconds=SESSION_EXPIRY_SECONDS,
             )
         )
         self._skip_packet()

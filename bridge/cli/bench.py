@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["none", "gzip", "zstd"],
         help="modes, each with each durability (default: all three)",
     )
+    parser.add_argument(
+        "--rivals", action="store_true", help="beside it bare paho, and the bridge one would write from documentation"
+    )
     latency, idle = parser.add_argument_group("latency"), parser.add_argument_group("idle")
     latency.add_argument(
         "--latency-rate", type=_positive, default=1000, help="messages a second (default: %(default)s)"
@@ -100,7 +103,7 @@ async def _measure(
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from bridge.bench.contenders import Bridge, NullSubscriber
+    from bridge.bench.contenders import RIVALS, Bridge, NullSubscriber
     from bridge.bench.measure import Plan
     from bridge.bench.predictions import PAYLOAD_BYTES_MIN
     from bridge.bench.stage import mosquitto
@@ -122,7 +125,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         for compression in dict.fromkeys(args.compression)
     ]
     return Plan(
-        contenders=(NullSubscriber(), *bridges),
+        contenders=(NullSubscriber(), *(RIVALS if args.rivals else ()), *bridges),
         messages=args.messages,
         payload_bytes=args.payload_bytes,
         runs=args.runs,
@@ -140,6 +143,7 @@ def _given(args: argparse.Namespace) -> Iterator[str]:
         yield f"--{name.replace('_', '-')}"
         yield from map(str, value if isinstance(value, list) else [value])
     yield from ("--idle-seconds", str(args.idle_seconds))
+    yield from ["--rivals"] if args.rivals else []
 
 
 @contextmanager

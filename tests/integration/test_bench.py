@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bridge.bench import machine, measure
-from bridge.bench.contenders import Bridge, NullSubscriber, Surroundings
+from bridge.bench.contenders import RIVALS, Bridge, NullSubscriber, Surroundings
 from bridge.bench.predictions import Phase
 from bridge.bench.programs import Program, Talker
 from bridge.bench.results import Mode, Run
@@ -65,6 +65,12 @@ def test_messages_that_a_contender_loses_are_missing_from_its_result(
     ceiling, losing = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
     assert ceiling.runs[0].missing == 0
     assert 0 < losing.runs[0].missing < 2000
+
+
+def test_the_rivals_lose_nothing_either(tmp_path: Path) -> None:
+    plan = measure.Plan(RIVALS, 200, 300, 1, latency_rate=1, latency_seconds=0, idle_seconds=0, folder=tmp_path)
+    rivals = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
+    assert [(mode.runs[0].messages, mode.runs[0].missing) for mode in rivals] == [(200, 0)] * len(RIVALS)
 
 
 @pytest.mark.parametrize(

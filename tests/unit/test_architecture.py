@@ -40,8 +40,8 @@ LAYERS = (
     {"__main__"},
 )
 DOORS = {
-    "paho": {"broker"},
-    "persistqueue": {"disk_queue"},
+    "paho": {"broker", "bench"},  # the bench measures what users write with these two libraries
+    "persistqueue": {"disk_queue", "bench"},
     "sqlite3": {"disk_queue", "receiver"},  # the receiver is a program of its own, with a store of its own
     "aiohttp": {"uploader", "web", "receiver"},
 }
