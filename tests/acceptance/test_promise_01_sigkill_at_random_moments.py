@@ -22,7 +22,7 @@ SETTINGS = {
     "log.level": "warning",
 }
 MESSAGES_PER_SECOND = 1500
-START_SECONDS_MAX, WORK_SECONDS_MAX = 1.2, 0.8  # every other kill is counted from its start, the others from its work
+START_SECONDS_MAX, WORK_SECONDS_MAX = 1.2, 0.8  # from the start, and every other kill from its work
 
 
 def kill_loop(stage: Stage, cycles: int, seed: int, sabotage: str = "") -> Audit:
@@ -35,10 +35,11 @@ def kill_loop(stage: Stage, cycles: int, seed: int, sabotage: str = "") -> Audit
         for cycle in range(cycles):
             arrived = stage.cloud.unique
             bridge.start()
-            if cycle % 2:
+            at_work = cycle % 2 == 1 or bool(sabotage)
+            if at_work:
                 wait_until(lambda arrived=arrived: stage.cloud.unique > arrived, 20, "work")  # type: ignore[misc]
             # Not a wait: the moment is the fault.
-            time.sleep(moments.uniform(0, WORK_SECONDS_MAX if cycle % 2 else START_SECONDS_MAX))
+            time.sleep(moments.uniform(0, WORK_SECONDS_MAX if at_work else START_SECONDS_MAX))
             assert bridge.running, f"cycle {cycle}: ended with {bridge.exit_status}\n{bridge.stderr}"
             bridge.kill()
             stage.check_database()
