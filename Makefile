@@ -40,7 +40,8 @@ check: setup ## ruff and mypy
 # Measuring makes pure Python several times slower, the power-cut simulator above all: a longer limit for each test.
 coverage: setup ## branches of bridge/ that unit and integration tests take; at least 95 %
 	@$(BIN)/python -m pytest tests/unit tests/integration -n $(WORKERS) --dist loadfile --no-loadscope-reorder --timeout 400 \
-		--cov=bridge --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+		--cov=bridge --cov-branch --cov-report=term:skip-covered --cov-report=json:.coverage.json --cov-fail-under=95 $(ARGS)
+	@$(BIN)/python scripts/branch_coverage.py .coverage.json
 
 mutants: setup ## mistakes made on purpose, and the tests that must see them: docs/MUTATIONS.md (ARGS="verdict")
 	@$(BIN)/python scripts/mutate.py $(ARGS)
