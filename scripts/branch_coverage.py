@@ -1,4 +1,4 @@
-"""Fail below 95 % of branches: `coverage` itself can only bound lines and branches together. Reads a report and deletes it.
+"""Fail below 95 % of branches: `coverage` itself can only bound lines and branches together. Deletes its report.
 
 python scripts/branch_coverage.py REPORT.json
 """

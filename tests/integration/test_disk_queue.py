@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow, serializer, verify
+from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow, holder_of, serializer, verify
+from bridge.disk_queue import lock as lock_module
 from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.errors import DiskFullError, QueueDamagedError, QueueInUseError, QueueUnusableError
 from bridge.message import DeadRow, event_id, head, head_middle, tail
@@ -85,6 +87,43 @@ def test_a_second_lock_on_the_folder_is_refused_with_the_first_ones_pid(tmp_path
     assert refused.value.pid == os.getpid()
     lock.release()
     FolderLock(tmp_path).release()
+
+
+def test_a_lock_file_that_was_there_before_is_made_private_and_says_only_who_holds_it_now(tmp_path: Path) -> None:
+    file = tmp_path / "bridge.lock"
+    file.write_text("12345678901234567890 and more of an older story\n")
+    file.chmod(0o644)
+    lock = FolderLock(tmp_path)
+    assert file.read_text() == f"{os.getpid()}\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert holder_of(tmp_path) == os.getpid()
+    lock.release()
+
+
+def test_a_refused_lock_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(QueueInUseError):
+        FolderLock(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    lock.release()
+
+
+def test_a_folder_that_cannot_be_made_is_the_operators_business(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(QueueUnusableError, match=r"the queue folder .*/file/queue cannot be used: Not a directory"):
+        FolderLock(tmp_path / "file" / "queue")
+
+
+def test_every_folder_that_is_made_is_on_the_medium_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(lock_module, "sync_folder", synced.append)
+    FolderLock(tmp_path / "a" / "b").release()
+    assert sorted(synced) == [tmp_path, tmp_path / "a"]
+    FolderLock(tmp_path / "a" / "b").release()
+    assert len(synced) == 2, "what was there was there"
 
 
 def test_taking_uses_the_partial_index_and_so_does_finding_an_event(disk_queue: DiskQueue) -> None:
@@ -338,6 +377,10 @@ def test_the_serializer_is_json_and_never_pickle() -> None:
     assert serializer.loads(b'{"a":1}') == {"a": 1}
     with pytest.raises(orjson.JSONDecodeError):
         serializer.loads(b"\x80\x04N.")
+    file = io.BytesIO()
+    serializer.dump([1], file)
+    file.seek(0)
+    assert serializer.load(file) == [1]
 
 
 def test_rows_of_another_program_become_events_or_are_dead_once(tmp_path: Path) -> None:

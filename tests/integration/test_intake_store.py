@@ -12,6 +12,7 @@ import pytest
 from bridge.admission import Arrival, Group, Outcome, Store
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
+from bridge.disk_queue.receipts import ReceiptState
 from bridge.loss import LossReason
 from bridge.message import DeadRow, Request, event_id, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
@@ -253,6 +254,33 @@ def test_a_redelivery_that_asks_for_a_receipt_hears_of_its_first_copy(disk_queue
         assert store(disk_queue, Group(2, [again], 0)).duplicates == 1
     (receipt,) = disk_queue.receipts.recent
     assert (receipt.event_id, receipt.state) == (event_id(disk_queue.stored_event(1) or b""), "duplicate")
+
+
+def owe(queue: DiskQueue, *names: str) -> None:
+    with queue.transaction():
+        for name in names:
+            queue.receipts.owe(1, Request("edge/buffer/receipts/me", name.encode()), "m0")
+
+
+def settle_first(queue: DiskQueue) -> list[tuple[bytes, str | None, str]]:
+    with queue.transaction():
+        queue.receipts.settle([1, 2], ReceiptState.DELIVERED)
+    return [(told.request.correlation, told.event_id, told.state) for told in queue.receipts.recent]
+
+
+def test_all_who_asked_for_a_receipt_are_told_once(disk_queue: DiskQueue) -> None:
+    owe(disk_queue, "a", "b", "a")
+    assert settle_first(disk_queue) == [(b"a", "m0", "delivered"), (b"b", "m0", "delivered")]
+    assert settle_first(disk_queue) == []
+
+
+def test_receipts_are_owed_beyond_a_restart_and_to_eight_a_row_at_most(tmp_path: Path) -> None:
+    queue = DiskQueue(tmp_path, durability="crash")
+    owe(queue, *"abcdefghij")
+    queue.close()
+    queue = DiskQueue(tmp_path, durability="crash")
+    assert [correlation for correlation, *_ in settle_first(queue)] == [bytes([one]) for one in b"abcdefgh"]
+    queue.close()
 
 
 def test_without_a_bound_on_bytes_everything_fits(disk_queue: DiskQueue) -> None:

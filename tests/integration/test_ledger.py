@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
-from bridge.disk_queue.ledger import entries_max
+from bridge.disk_queue import ledger as ledger_module
+from bridge.disk_queue.ledger import Untold, entries_max
 from bridge.errors import QueueDamagedError
 from bridge.loss import Loss, LossReason
 from bridge.message import DeadRow, event_id, head, head_middle, tail
@@ -201,3 +202,81 @@ def test_many_expired_rows_are_given_up_in_bounded_steps(
     assert [take(disk_queue), disk_queue.has_ready] == [[], True]
     assert [take(disk_queue), disk_queue.has_ready] == [["m25"], False]
     assert disk_queue.ledger.totals() == {"expired": 25}
+
+
+# ---- what the cloud is told -----------------------------------------------------------------------------------------
+
+
+def test_what_is_untold_is_one_a_reason_with_topics_ids_and_times(disk_queue: DiskQueue) -> None:
+    record(
+        disk_queue,
+        Loss(LossReason.MAX_BYTES, 2, "t", ("a", "b"), first_at=10.0, last_at=11.0),
+        Loss(LossReason.MAX_BYTES, 3, "u", ("c", "d", "e"), first_at=5.0, last_at=20.0),
+        Loss(LossReason.MAX_BYTES, 4, None, ("f",), first_at=30.0, last_at=31.0),
+        Loss(LossReason.EXPIRED, 1, "t", ("x",), first_at=1.0, last_at=2.0),
+        Loss(LossReason.DEAD_REMOVED, 1, "t", ("y",), first_at=1.0, last_at=2.0),
+    )
+    assert disk_queue.ledger.untold() == [
+        Untold("expired", 1, {"t": 1}, ["x"], 1.0, 2.0, (4, 4)),
+        Untold("max_bytes", 9, {"t": 2, "u": 3}, ["a", "b", "c", "d", "e", "f"], 5.0, 31.0, (1, 3)),
+    ]
+
+
+def test_what_was_told_is_not_told_again_and_later_losses_have_an_entry_of_their_own(disk_queue: DiskQueue) -> None:
+    record(disk_queue, lost(["a"]))
+    with disk_queue.transaction():
+        disk_queue.ledger.mark_told()
+    assert disk_queue.ledger.untold() == []
+    record(disk_queue, lost(["b"]))
+    (untold,) = disk_queue.ledger.untold()
+    assert (untold.messages, untold.event_ids, untold.loss_ids) == (1, ["b"], (2, 2))
+
+
+def test_a_telling_is_bounded_in_entries_topics_and_bytes_of_ids_and_its_number_is_exact(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(
+        disk_queue, lost(["aa"], topic="1"), lost(["bb"], topic="2"), lost(["cc"], topic="3"), lost(["dd"], topic="4")
+    )
+    bounds = {"_UNTOLD_ENTRIES_MAX": 3, "_UNTOLD_TOPICS_MAX": 2, "_UNTOLD_IDS_BYTES_MAX": 10}
+    for name, bound in bounds.items():
+        monkeypatch.setattr(ledger_module, name, bound)
+    (untold,) = disk_queue.ledger.untold()
+    assert untold[1:4] == (4, {"1": 1, "2": 1}, ["aa", "bb"])
+    assert untold.loss_ids == (1, 3)
+
+
+def test_a_topic_that_is_in_the_telling_already_is_counted_on_beyond_the_bound(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(disk_queue, *(lost([f"{topic}{n}"], topic=topic) for n in range(150) for topic in ("t", "u")))
+    monkeypatch.setattr(ledger_module, "_UNTOLD_TOPICS_MAX", 1)
+    assert disk_queue.ledger.untold()[0].topics == {"t": 150}
+
+
+def test_a_loss_whose_entries_are_trimmed_is_told_by_its_number(disk_queue: DiskQueue) -> None:
+    record(disk_queue, lost(["a"]))
+    with disk_queue.transaction():
+        disk_queue._conn.execute("DELETE FROM edge_loss")
+    assert disk_queue.ledger.untold() == [Untold("max_bytes", 1, {}, [], None, None, None)]
+
+
+def test_the_ledger_of_a_damaged_file_is_added_and_nothing_of_it_is_new(disk_queue: DiskQueue) -> None:
+    record(disk_queue, lost(["new"]))
+    with disk_queue.transaction():
+        disk_queue.ledger.inherit(
+            [(7, 1.0, "max_bytes", 1, "t", '["old"]', "", 1.0, 1.0), (1, 1.0, "crc", 1, "t", "[]", "", 1.0, 1.0)],
+            [("max_bytes", 5, 4), ("crc", 2, 2)],
+        )
+    assert [(entry.loss_id, entry.event_ids) for entry in disk_queue.losses()] == [(1, ("new",)), (7, ("old",))]
+    assert disk_queue.ledger.totals() == {"crc": 2, "max_bytes": 6}
+    assert [(untold.reason, untold.messages) for untold in disk_queue.ledger.untold()] == [("max_bytes", 2)]
+
+
+def test_the_ids_of_an_entry_fill_its_bytes_to_the_last(disk_queue: DiskQueue) -> None:
+    """Brackets, quotes and commas are counted: what just fits is one entry, a byte more are two."""
+    exact = ["x" * 2000, "y" * (4096 - 2000 - len('["",""]'))]
+    record(disk_queue, lost(exact))
+    assert [entry.event_ids for entry in disk_queue.losses()] == [tuple(exact)]
+    record(disk_queue, lost([exact[0], exact[1] + "y"], LossReason.EXPIRED))
+    assert [len(entry.event_ids) for entry in disk_queue.losses()] == [2, 1, 1]

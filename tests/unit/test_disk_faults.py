@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,24 @@ def test_no_memory_is_passing_and_exit_status_1() -> None:
     assert isinstance(error, ShortageError)
     assert isinstance(error, PassingError)
     assert error.exit_status == 1
+
+
+def test_whether_there_is_room_and_descriptors_is_tried_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert faults._has_room(tmp_path)
+    assert faults._has_descriptors()
+    assert list(tmp_path.iterdir()) == []
+    for number, is_none_left in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
+        monkeypatch.setattr(Path, "write_bytes", refusing(number))
+        assert faults._has_room(tmp_path) is not is_none_left
+    for number, is_none_left in ((errno.EMFILE, True), (errno.ENFILE, True), (errno.EACCES, False)):
+        monkeypatch.setattr("builtins.open", refusing(number))
+        assert faults._has_descriptors() is not is_none_left
+
+
+def refusing(number: int) -> Callable[..., object]:
+    def refuse(*_: object, **__: object) -> object:
+        raise OSError(number, "as the system says")
+
+    return refuse
