@@ -23,7 +23,9 @@ SETTINGS = {
     "upload.timeout_seconds": 1.0,
     "upload.retry_min_seconds": 0.05,
     "upload.retry_max_seconds": 0.5,
-    "queue.keep_delivered_messages": 1000,
+    # A broker that is killed repeats what it had saved, a publisher what was not confirmed to it. That is recognised as
+    # long as delivered rows are kept, which must be longer than the faults in a row.
+    "queue.keep_delivered_messages": 5000,
 }
 DRAIN_SECONDS = 60
 WARM_SECONDS = 10  # SQLite's cache fills, connections of all kinds were made once

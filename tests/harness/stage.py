@@ -149,7 +149,8 @@ class Stage:
 
     def audit(self, publisher: LedgerPublisher) -> Audit:
         """Count by frame; nothing may ever have been seen with two contents or under two ids."""
-        assert not self.cloud.altered
+        altered = {own_id: [one.data for one in self.cloud.stored[own_id]] for own_id in list(self.cloud.altered)[:3]}
+        assert not altered, altered
         ids: defaultdict[str, set[str]] = defaultdict(set)
         stored: list[str] = []
         for event_id, arrivals in list(self.cloud.stored.items()):
