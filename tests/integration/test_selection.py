@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.disk_queue import DiskQueue, NewRow, Request, Selection, answer, requeue_dead
-from bridge.disk_queue.selection import PAGE_ROWS
+from bridge.disk_queue import DiskQueue, NewRow, Request, Selection, answer, commands, requeue_dead
+from bridge.disk_queue import selection as selection_module
+from bridge.disk_queue.selection import PAGE_ROWS, STATES
 from bridge.errors import OperatorError
+from bridge.loss import Loss, LossReason
 from bridge.message import DeadRow, head, head_middle, tail
 
 
@@ -126,3 +128,152 @@ def test_rows_in_flight_are_neither_discarded_nor_purged(disk_queue: DiskQueue) 
         page = answer(disk_queue, Request.of("discard", Selection(states=("ready",))))
     assert page.items == [{"rows": 2}]
     assert disk_queue.counts()[:4] == (0, 2, 0, 0)
+
+
+def test_a_request_is_read_as_it_was_written() -> None:
+    full = Request.of("list", Selection(("dead", "ready"), ("a", "b"), 7.5, "cam/#", "refused"), after=12)
+    assert Request.parse(full.line()) == full
+    empty = Request.of("discard", Selection())
+    assert empty.selection == Selection(("ready", "dead")), "what it may be used on"
+    assert Request.parse(empty.line()) == empty
+
+
+def test_a_command_of_another_version_is_refused() -> None:
+    with pytest.raises(OperatorError, match="does not know the command shred"):
+        Request.of("shred", Selection())
+
+
+@pytest.fixture
+def mixed(disk_queue: DiskQueue) -> DiskQueue:
+    """Rows 1 and 2 are delivered, 3 and 4 dead, 5 and 6 in flight, 7 to 10 ready; each received at its number."""
+    with disk_queue.transaction():
+        disk_queue.put_rows([NewRow(event(f"m{n}"), float(n), None, f"m{n}" if n % 2 else None) for n in range(1, 11)])
+        disk_queue.ack_rows([row.row_id for row in disk_queue.take(2, 1 << 20)])
+        disk_queue.reject(
+            [DeadRow(row.row_id, reason, 422) for row, reason in zip(disk_queue.take(2, 1 << 20), "xy", strict=True)]
+        )
+        disk_queue.take(2, 1 << 20)
+    return disk_queue
+
+
+@pytest.mark.parametrize(
+    ("selection", "row_ids"),
+    [
+        (Selection(), list(range(1, 11))),
+        (Selection(states=STATES), list(range(1, 11))),
+        (Selection(states=("ready",)), [7, 8, 9, 10]),
+        (Selection(states=("taken",)), [5, 6]),
+        (Selection(states=("taken", "ready")), [5, 6, 7, 8, 9, 10]),
+        (Selection(states=("delivered",)), [1, 2]),
+        (Selection(states=("dead",)), [3, 4]),
+        (Selection(states=("dead", "ready")), [3, 4, 7, 8, 9, 10]),
+        (Selection(received_before=4.0), [1, 2, 3]),
+        (Selection(states=("ready",), received_before=9.0), [7, 8]),
+        (Selection(ids=("m2", "m9")), [2, 9]),
+        (Selection(ids=("m5", "m9"), states=("taken",)), [5]),
+        (Selection(topic="t", states=("taken",)), [5, 6]),
+        (Selection(topic="u"), []),
+        (Selection(reason="y"), [4]),
+    ],
+)
+def test_what_is_selected_is_the_same_decoded_and_as_bare_lines(
+    mixed: DiskQueue, selection: Selection, row_ids: list[int]
+) -> None:
+    rows, following = mixed.select(selection, 0)
+    assert ([row.row_id for row in rows], following) == (row_ids, None)
+    assert mixed.select_bare(selection, 0) == ([event(f"m{n}") for n in row_ids], None)
+    assert [row.row_id for row in mixed.select(selection, 6)[0]] == [n for n in row_ids if n > 6]
+    assert mixed.select_bare(selection, 6)[0] == [event(f"m{n}") for n in row_ids if n > 6]
+
+
+def test_a_row_is_shown_with_its_state_and_why_it_died(mixed: DiskQueue) -> None:
+    rows, _ = mixed.select(Selection(), 0)
+    assert [row.state for row in rows] == ["delivered"] * 2 + ["dead"] * 2 + ["taken"] * 2 + ["ready"] * 4
+    assert [row.row_id for row in rows if row.died] == [3, 4]
+    assert [row.row_id for row in rows if row.settled_at] == [1, 2, 3, 4]
+    assert [row.received_at for row in rows] == [float(n) for n in range(1, 11)]
+
+
+def test_pages_of_bare_lines_are_bounded_in_rows_and_bytes(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection_module, "_LINES_ROWS", 4)
+    put(disk_queue, 5)
+    assert [len(disk_queue.select_bare(Selection(), 0)[0]), disk_queue.select_bare(Selection(), 0)[1]] == [4, 4]
+    assert [len(disk_queue.select_bare(Selection(), 4)[0]), disk_queue.select_bare(Selection(), 4)[1]] == [1, None]
+    monkeypatch.setattr(selection_module, "_PAGE_BYTES", 2 * len(event("m0")))
+    assert disk_queue.select_bare(Selection(), 0) == ([event("m0"), event("m1")], 2)
+    assert disk_queue.select(Selection(), 0)[1] == 2
+
+
+def test_ids_that_are_in_no_index_are_read_from_the_rows(mixed: DiskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mixed.ids_without_index(0) == (["m2", "m4", "m6", "m8", "m10"], None)
+    monkeypatch.setattr(selection_module, "PAGE_ROWS", 5)
+    assert mixed.ids_without_index(0) == (["m2", "m4"], 5)
+    assert mixed.ids_without_index(5) == (["m6", "m8", "m10"], 10)
+    assert mixed.ids_without_index(10) == ([], None)
+
+
+def test_a_time_that_no_clock_says_is_shown_as_none_and_counts_as_old(disk_queue: DiskQueue) -> None:
+    times = [0.0, -1.0, 253_402_300_799.0, 1e300]
+    with disk_queue.transaction():
+        disk_queue.put_rows([NewRow(event(f"m{n}"), at) for n, at in enumerate(times)])
+    rows, _ = disk_queue.select(Selection(), 0)
+    assert [row.received_at for row in rows] == [0.0, None, 253_402_300_799.0, None]
+    assert [row.row_id for row in disk_queue.select(Selection(received_before=5.0), 0)[0]] == [1, 2, 4]
+
+
+def test_compacting_gives_all_free_pages_back_in_steps_and_says_how_much(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_STEP_PAGES", 10)
+    put(disk_queue, 100, b'"%b"' % (b"x" * 2000))
+    with disk_queue.transaction():
+        disk_queue.discard(list(range(1, 101)))
+    free, page_bytes = disk_queue.free_pages()
+    assert free > 20
+    told: list[tuple[int, int]] = []
+    after: int | None = 0
+    while after is not None:
+        with disk_queue.transaction():
+            page = answer(disk_queue, Request.of("compact", Selection(), after))
+        (item,) = page.items
+        assert item["possible"] is True
+        assert after == 0 or after * page_bytes == told[-1][1]
+        told.append((item["bytes"], item["left_bytes"]))
+        after = page.next
+    steps = [10] * (free // 10) + [free % 10] * (free % 10 > 0)
+    assert [given // page_bytes for given, _ in told] == steps
+    assert told[-1][1] == 0
+    assert disk_queue.free_pages()[0] == 0
+    with disk_queue.transaction():
+        assert answer(disk_queue, Request.of("compact", Selection())).items[0]["bytes"] == 0
+
+
+def test_losses_are_selected_by_id_time_topic_and_reason_in_pages(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disk_queue.transaction():
+        disk_queue.record_loss(Loss(LossReason.MAX_BYTES, 2, "t", ("a", "b"), first_at=10.0, last_at=10.0))
+        disk_queue.record_loss(Loss(LossReason.EXPIRED, 1, "u", ("c",), first_at=20.0, last_at=20.0))
+        disk_queue.record_loss(Loss(LossReason.EXPIRED, 1, None, ("d",), first_at=30.0, last_at=30.0))
+
+    def found(selection: Selection, after: int = 0) -> list[int]:
+        return [item["loss"] for item in answer(disk_queue, Request.of("losses", selection, after)).items]
+
+    assert found(Selection()) == [1, 2, 3]
+    assert found(Selection(ids=("b", "d"))) == [1, 3]
+    assert found(Selection(received_before=20.0)) == [1]
+    assert found(Selection(topic="+")) == [1, 2]
+    assert found(Selection(reason="expired")) == [2, 3]
+    monkeypatch.setattr(commands, "_ENTRIES", 2)
+    assert answer(disk_queue, Request.of("losses", Selection())).next == 2
+    assert found(Selection(), after=2) == [3]
+
+
+def test_lines_that_are_no_text_are_told_as_base64() -> None:
+    assert commands.ndjson([]) == b""
+    assert commands.ndjson([b"{}", b"[]"]) == b"{}\n[]\n"
+    assert commands.ndjson([b"{}", b"a\nb", b"\xff", b""]) == (
+        b'{}\n{"data_base64":"YQpi"}\n{"data_base64":"/w=="}\n{"data_base64":""}\n'
+    )
