@@ -97,9 +97,22 @@ def test_a_reserve_that_cannot_be_made_leaves_nothing_and_only_want_of_room_coun
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    monkeypatch.setattr(os, "pwrite", refuse)
+    if not spent:  # else nothing is to be written
+        monkeypatch.setattr(os, "pwrite", refuse)
     small.keep(1 << 40)
     assert (small.spent, list(tmp_path.iterdir())) == (spent, [])
+
+
+def test_a_reserve_of_which_not_even_the_name_finds_room_is_spent(
+    small: Reserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    assert not small.spent
+    monkeypatch.setattr(os, "open", refuse)
+    small.keep(1 << 40)
+    assert small.spent
 
 
 def test_where_blocks_cannot_be_set_aside_they_are_written_full_of_what_cannot_be_packed(
@@ -113,4 +126,5 @@ def test_where_blocks_cannot_be_set_aside_they_are_written_full_of_what_cannot_b
     small.keep(1 << 40)
     assert small.held
     content = (tmp_path / RESERVE_NAME).read_bytes()
+    assert len(content) == MEBIBYTE
     assert all(len(set(content[at : at + 65536])) == 256 for at in range(0, MEBIBYTE, 65536))
