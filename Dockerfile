@@ -6,7 +6,7 @@ COPY requirements/runtime.lock requirements/
 # Without pip in the environment: pip is asked from outside. zstandard brings its library twice, 12 MB each; CPython
 # uses the other one.
 RUN python -m venv --without-pip /opt/edge-bridge \
-    && pip --python /opt/edge-bridge/bin/python install --no-cache-dir --require-hashes -r requirements/runtime.lock \
+    && pip --python /opt/edge-bridge/bin/python install --no-cache-dir --require-hashes --no-deps -r requirements/runtime.lock \
     && rm /opt/edge-bridge/lib/python3.*/site-packages/zstandard/_cffi.*.so
 COPY pyproject.toml README.md LICENSE ./
 COPY bridge bridge

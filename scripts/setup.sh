@@ -87,7 +87,9 @@ install_locked() {
     esac
     say "setup: installing the locked dependencies"
     set -- "$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input install
-    "$@" --require-hashes -r "$lock"
+    # The lock is whole. Without --no-deps pip looks for itself at what has extras (coverage[toml]), and ends as soon as
+    # there is a newer version of it than the locked one.
+    "$@" --require-hashes --no-deps -r "$lock"
     # The build backend is among the locked ones, so nothing is fetched here.
     "$@" --no-deps --no-build-isolation -e .
     printf '%s\n' "$stamp" > "$venv/stamp"
