@@ -150,7 +150,7 @@ class Intake:
 
     def _admit(self, message: Publish | TooLarge, now: float, time: str) -> Arrival | TooLarge | Echo:
         if isinstance(message, TooLarge):
-            return message
+            return message._replace(request=self._request(message)) if message.request else message
         topic, payload, packet_id, dup, own_id, content_type, expiry_seconds, request = message
         middle = self._middles.get(topic) or self._middle(topic)
         if not middle:
@@ -169,7 +169,7 @@ class Intake:
         session = self._store.session
         return new_arrival((topic, own_id, middle, what, now, time, packet_id, dup, session, expires_at, request))
 
-    def _request(self, message: Publish) -> Request | None:
+    def _request(self, message: Publish | TooLarge) -> Request | None:
         """Return the request for a receipt if it is one that may be answered; others are counted and told of once."""
         request = message.request
         if request is None or not request.response_topic:

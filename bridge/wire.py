@@ -31,7 +31,7 @@ class TooLarge(NamedTuple):
     topic: str
     packet_id: int
     payload_bytes: int
-    request: Request | None = None  # known only if the packet came whole
+    request: Request | None = None
 
 
 Item = Publish | TooLarge | bytes  # bytes: one whole packet of another kind
@@ -119,7 +119,7 @@ class Splitter:
         return topic
 
     def _begin_skip(self, buffer: bytes, first: int, start: int, end: int, at: int) -> int:
-        """Start to skip a packet once its topic and packet id are there; returns where the rest begins."""
+        """Start to skip a packet once all that stands before its payload is there; returns where the rest begins."""
         if first & 0xF0 != _PUBLISH:
             raise MalformedError(f"a packet of type {first >> 4} with {end - start} bytes")
         if len(buffer) - start < 2:
@@ -127,8 +127,18 @@ class Splitter:
         topic_end = start + 2 + (buffer[start] << 8 | buffer[start + 1])
         if len(buffer) < topic_end + 2:
             return at
-        packet_id = buffer[topic_end] << 8 | buffer[topic_end + 1] if first & _QOS_MASK else 0
-        self._skipping = TooLarge(self._decode(buffer[start + 2 : topic_end]), packet_id, end - topic_end)
+        packet_id, payload_at = 0, topic_end
+        if first & _QOS_MASK:
+            packet_id, payload_at = buffer[topic_end] << 8 | buffer[topic_end + 1], topic_end + 2
+        request = None
+        if self._mqtt5:
+            length, properties_at = _varint(buffer, payload_at)
+            if properties_at + length > len(buffer) or not properties_at:
+                if len(buffer) - start < _HEADROOM_BYTES:
+                    return at
+            else:
+                (*_, request), payload_at = _properties(buffer, payload_at, end)
+        self._skipping = TooLarge(self._decode(buffer[start + 2 : topic_end]), packet_id, end - payload_at, request)
         self._skip_bytes = end - len(buffer)
         return len(buffer)
 

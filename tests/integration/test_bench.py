@@ -23,6 +23,7 @@ from bridge.bench.results import Mode, Run
 from bridge.cli import bench
 from bridge.errors import FaultError
 from tests.harness import REPOSITORY, wait_until
+from tests.harness.bridge import child_environment
 from tests.harness.command import Command
 from tests.harness.mosquitto import Mosquitto
 
@@ -65,6 +66,14 @@ def test_messages_that_a_contender_loses_are_missing_from_its_result(
     ceiling, losing = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
     assert ceiling.runs[0].missing == 0
     assert 0 < losing.runs[0].missing < 2000
+
+
+def test_receipts_are_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/receipts.py", "--rate", "50", "--seconds", "0.5", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.startswith("25 stored receipts at 50 messages/s"), done.stderr
 
 
 def test_the_rivals_lose_nothing_either(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.client import GivenUpError, NotYetError, PredictionClient, State
+from bridge.loss import LossReason
 from tests.harness import eventually, wait_until
 from tests.harness.bridge import StatusReader
 from tests.harness.cloud import answer
@@ -101,6 +102,14 @@ async def test_a_message_dropped_at_the_bound_is_told_of(tmp_path: Path, stage: 
             await predictions.publish({"frame": "too many"}, until="stored", timeout=10)
 
 
+async def test_a_message_so_large_that_it_is_not_even_read_is_told_of(stage: Stage) -> None:
+    stage.launch(settings={"intake.max_payload_bytes": 1000})
+    async with client(stage) as predictions:
+        with pytest.raises(GivenUpError, match="dropped") as raised:
+            await predictions.publish({"frame": "x" * 400_000}, until="stored", timeout=10)
+    assert raised.value.receipt.reason == LossReason.TOO_LARGE.words
+
+
 def test_other_response_topics_are_refused_and_counted_and_the_message_is_stored(stage: Stage) -> None:
     bridge = stage.launch()
     with pytest.raises(subprocess.CalledProcessError):
@@ -119,7 +128,7 @@ def ask_quickly(stage: Stage, response_topic: str) -> None:
 
 
 async def test_receipts_at_500_messages_a_second_come_soon(stage: Stage) -> None:
-    """With Nagle's algorithm on the sockets half of them took 26 ms. `benchmarks/client.py` has the real figures."""
+    """With Nagle's algorithm on the sockets half of them took 26 ms. `benchmarks/receipts.py` has the real figures."""
     stage.launch()
     async with client(stage) as predictions:
         await predictions.publish({"frame": -1}, until="stored", timeout=10)

@@ -12,7 +12,7 @@ from paho.mqtt.client import MQTTv5, MQTTv311
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bridge.message import Publish
+from bridge.message import Publish, Request
 from bridge.wire import Item, MalformedError, Splitter, TooLarge, puback, pubacks
 
 PAYLOAD_MAX = 1000
@@ -117,12 +117,29 @@ def test_no_place_to_cut_makes_a_difference() -> None:
     whole = feed_all(stream, [])
     assert [type(item) for item in whole] == [Publish, bytes, Publish, Publish]
     skipped = feed_all(stream, [len(long) + 20])
-    assert skipped == [*whole[:2], TooLarge("big/one", 9, 150_003), whole[3]]
+    assert skipped == [*whole[:2], TooLarge("big/one", 9, 150_000), whole[3]]
     for cut in range(len(long) + 2):
         assert feed_all(stream, [cut]) == whole
     for cut in range(len(long) + 2, len(long) + 40):
         assert feed_all(stream, [cut])[2] in (whole[2], skipped[2])
         assert feed_all(stream, [cut])[3:] == whole[3:]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_who_asked_for_an_answer_to_a_message_that_is_skipped_is_known(qos: int) -> None:
+    asked = b"\x08" + text(b"edge/buffer/receipts/a") + b"\x09" + text(b"17")
+    large = publish("big/one", b"z" * 150_000, packet_id=9, qos=qos, properties=varint(len(asked)) + asked)
+    request = Request("edge/buffer/receipts/a", b"17")
+    for cut in range(1, 100):
+        assert feed_all(large, [cut, 70_000]) == [TooLarge("big/one", 9 * qos, 150_000, request)]
+
+
+def test_of_a_message_that_is_all_properties_nothing_is_kept() -> None:
+    many = user_properties([(f"name-{n}", "x" * 60_000) for n in range(4)])
+    items = feed_all(publish("big/one", b"z", packet_id=9, properties=many), [131_000, 140_000, 200_000])
+    assert [(item.topic, item.packet_id, item.request) for item in items if isinstance(item, TooLarge)] == [
+        ("big/one", 9, None)
+    ]
 
 
 def test_the_identifier_of_a_subscription_is_passed_over() -> None:
@@ -160,7 +177,7 @@ def test_a_publish_that_cannot_fit_is_skipped_while_it_arrives(cut: int) -> None
     for at in range(0, len(stream), 4096):
         items += splitter.feed(stream[at : at + 4096])
         assert len(splitter._rest) <= PAYLOAD_MAX + 2 * 65536 + 64
-    assert items == [TooLarge("big/one", 9, 300_003), Publish("t", b"next", 1, dup=False)]
+    assert items == [TooLarge("big/one", 9, 300_000), Publish("t", b"next", 1, dup=False)]
     whole = feed_all(stream, [min(cut, len(stream))])
     assert [type(item) for item in whole][-1] is Publish
 
