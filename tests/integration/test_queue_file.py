@@ -91,8 +91,8 @@ def test_a_file_is_known_as_ours_by_its_header_by_its_mark_or_by_a_trace_of_the_
 
 def test_the_format_is_written_into_the_file(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-    execute(file, "PRAGMA user_version = 3")
+        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    execute(file, "PRAGMA user_version = 4")
     with pytest.raises(QueueUnusableError, match="newer edge-bridge"):
         DiskQueue(file.parent)
 
