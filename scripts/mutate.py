@@ -51,7 +51,13 @@ TESTS = {  # the quick tests that are about a module, the quickest first
     "disk_queue/ledger": ("integration/test_ledger.py", "integration/test_loss_teller.py"),
     "disk_queue/selection": ("integration/test_selection.py", "integration/test_queue_commands.py"),
     "disk_queue/commands": ("integration/test_selection.py", "integration/test_queue_commands.py"),
-    "disk_queue/connection": (*_QUEUE, "integration/test_disk_thread.py", *_DAMAGE, "integration/test_queue_model.py"),
+    "disk_queue/connection": (
+        "integration/test_queue_file.py",
+        *_QUEUE,
+        "integration/test_disk_thread.py",
+        *_DAMAGE,
+        "integration/test_queue_model.py",
+    ),
     "disk_queue/queue": (
         *_QUEUE,
         *("integration/test_intake_store.py", "integration/test_clock_set_late.py", "integration/test_queue_model.py"),

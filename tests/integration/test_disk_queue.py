@@ -421,3 +421,22 @@ def test_a_folder_with_other_things_in_it_keeps_its_mode(tmp_path: Path) -> None
     (tmp_path / "photo.jpg").unlink()
     FolderLock(tmp_path).release()
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+def test_a_delivery_is_no_longer_noted_once_it_is_marked(tmp_path: Path) -> None:
+    """A note that stayed would make every start count the whole table."""
+    queue = DiskQueue(tmp_path, durability="crash")
+    put(queue, *[f"m{n}" for n in range(MANY)])
+    deliver(queue)
+    queue.close()
+    assert notes_in(tmp_path) == [(1, MANY)]
+    queue = DiskQueue(tmp_path, durability="crash")
+    with queue.transaction():
+        queue.mark_noted()
+    queue.close()
+    assert notes_in(tmp_path) == []
+
+
+def notes_in(folder: Path) -> list[tuple[int, int]]:
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        return connection.execute("SELECT first_id, last_id FROM edge_delivered ORDER BY first_id").fetchall()
