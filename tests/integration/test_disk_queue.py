@@ -440,3 +440,11 @@ def test_a_delivery_is_no_longer_noted_once_it_is_marked(tmp_path: Path) -> None
 def notes_in(folder: Path) -> list[tuple[int, int]]:
     with closing(sqlite3.connect(folder / FILE_NAME)) as connection:
         return connection.execute("SELECT first_id, last_id FROM edge_delivered ORDER BY first_id").fetchall()
+
+
+def test_a_dead_event_is_found_only_by_whoever_asks_for_the_dead_too(disk_queue: DiskQueue) -> None:
+    with disk_queue.transaction():
+        disk_queue.put_rows([NewRow(event("a"), 1.0, None, "a"), NewRow(event("b"), 1.0, None, "b")])
+        disk_queue.reject([DeadRow(disk_queue.take(1, 1 << 20)[0].row_id, "refused", 422)])
+    assert disk_queue.find_events(["a", "b"]) == {"b": event("b")}
+    assert disk_queue.find_events(["a", "b"], dead_too=True) == {"a": event("a"), "b": event("b")}
