@@ -217,8 +217,8 @@ class Cloud:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the other side is gone, or the test is over
         finally:
+            await _closed(writer)
             self._writers.discard(writer)
-            writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while not writer.is_closing():
@@ -363,6 +363,15 @@ def cut_after_store() -> Responder:
         exchange.cut()
 
     return respond
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; TLS says goodbye first and waits for the other side's, which may be gone for good."""
+    writer.close()
+    try:
+        await writer.wait_closed()
+    except (OSError, asyncio.CancelledError):
+        writer.transport.abort()
 
 
 def black_hole() -> Responder:
