@@ -229,7 +229,7 @@ class DiskQueue(QueueConnection):
         noted: list[Noted] = []
         now = time.time()
         for first, last in runs(row_ids):
-            if last - first < SPAN_ROWS_MIN:
+            if last - first + 1 < SPAN_ROWS_MIN:
                 few += range(first, last + 1)
             else:
                 noted.append(Noted(first, last, now))

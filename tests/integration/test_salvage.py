@@ -19,6 +19,7 @@ import pytest
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Report, Salvager, open_queue, repair, verify, write_report
 from bridge.disk_queue.aside import ASIDE_PREFIX, BROKEN_KEPT, WHOLE_KEPT, asides, delete_surplus, pending, set_aside
 from bridge.disk_queue.pages import Pages, read_wal
+from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.errors import QueueDamagedError, QueueUnusableError
 from bridge.message import DeadRow, event_id, head, head_middle, tail
 
@@ -137,6 +138,27 @@ def check(folder: Path, of: Made, reports: list[Report]) -> int:
 
 
 # ---- damaged pages ----
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_rows_that_are_only_noted_as_delivered_are_not_delivered_again(tmp_path: Path, *, clean: bool) -> None:
+    living = tmp_path / "living"
+    living.mkdir()
+    queue = DiskQueue(living)
+    fill(queue, 1, STORED)
+    taken = take(queue, SPAN_ROWS_MIN)
+    with queue.transaction():
+        queue.ack_rows(taken)
+    if clean:
+        queue.close()
+    folder = copy(Made(living, {}, frozenset()), tmp_path / "copy")
+    queue.close()
+    with closing(sqlite3.connect(folder / FILE_NAME)) as connection, connection:  # the counts no longer fit
+        connection.execute("UPDATE edge_state SET waiting = waiting + 1")
+    (report,) = repair(folder)
+    assert (report.waiting, report.salvaged) == (STORED - SPAN_ROWS_MIN, STORED)
+    assert rows_of(folder, "status = 5").keys() == set(taken)
+    assert rows_of(folder, "status < 2").keys() == set(range(SPAN_ROWS_MIN + 1, STORED + 1))
 
 
 def damage_pages(seed: int) -> Callable[[Path], None]:
