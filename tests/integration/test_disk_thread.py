@@ -6,11 +6,13 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.disk_thread import DiskThread
 from bridge.errors import DiskFailedError, DiskFullError
 from bridge.message import head, head_middle, tail
@@ -135,3 +137,20 @@ async def test_closing_finishes_what_was_asked(tmp_path: Path) -> None:
     assert connection.execute("SELECT COUNT(*) FROM ack_queue_default").fetchone() == (100,)
     connection.close()
     assert not (tmp_path / (FILE_NAME + "-wal")).exists()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_closing_marks_what_is_only_noted_as_delivered_unless_the_disk_failed(
+    tmp_path: Path, *, failed: bool
+) -> None:
+    disk = DiskThread(DiskQueue(tmp_path, durability="crash"), keep_seconds=3600, keep_messages=10_000)
+    await put(disk, SPAN_ROWS_MIN)
+    rows = await disk.take(SPAN_ROWS_MIN, 1 << 20)
+    await disk.ack([row.row_id for row in rows])
+    if failed:
+        disk._failed = DiskFailedError("the card")
+    await asyncio.to_thread(disk.close)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:  # as the stock library sees it
+        statuses = connection.execute("SELECT DISTINCT status FROM ack_queue_default").fetchall()
+        noted = connection.execute("SELECT COUNT(*) FROM edge_delivered").fetchone()
+    assert (statuses, noted) == (([(0,)], (1,)) if failed else ([(5,)], (0,)))
