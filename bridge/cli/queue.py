@@ -151,8 +151,10 @@ def _change(command: str, done: str, *, destroys: bool) -> Callable[[argparse.Na
                 rows = sum(item["rows"] for item in items(queue, command, selection, show))
         if args.json:
             _print_line({"rows": rows})
-        else:
+        elif rows:
             print(f"{count(rows)} {'row' if rows == 1 else 'rows'} {done}")
+        else:
+            print("no row was changed; what is on its way to the cloud is never touched")
         return 0
 
     return change
@@ -207,7 +209,7 @@ VERBS = {
     "discard": Verb(
         "give up waiting or dead rows; the loss ledger remembers them",
         _destroying_options,
-        _change("discard", "discarded, they are in the loss ledger", destroys=True),
+        _change("discard", "discarded and in the loss ledger", destroys=True),
     ),
     "purge": Verb(
         "delete what is kept of delivered and dead rows",

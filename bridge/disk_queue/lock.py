@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         try:
             _make_folder(folder)
             if all(path.name.startswith(_OURS) for path in folder.iterdir()):
@@ -46,7 +48,9 @@ class FolderLock:
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Give the folder back; the queue's file must be closed, or SQLite's own locks would go with our look at it."""
+        with suppress(OSError):
+            _leave_to_owner(self._folder)
         os.close(self._fd)
 
 
@@ -55,6 +59,28 @@ def holder_of(folder: Path) -> int | None:
     with suppress(OSError, ValueError):
         return int((folder / LOCK_NAME).read_text(encoding="ascii"))
     return None
+
+
+def _leave_to_owner(folder: Path) -> None:
+    """Give what root made in a user's folder to that user: else the user's bridge could not open its own queue."""
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith(_OURS):
+            with suppress(OSError):
+                _give(path, owner)
+
+
+def _give(path: Path, owner: os.stat_result) -> None:
+    """Change the owner of a file that root made; of no other, for the user may have put a link in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == 0 and found.st_nlink == 1:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:

@@ -112,6 +112,12 @@ def stopped(edge_bridge: Command, tmp_path: Path) -> Queue:
     return Queue(edge_bridge, tmp_path)
 
 
+def test_nothing_changed_is_not_called_a_loss(queue: Queue) -> None:
+    told = queue("discard", "--id", "nobody", "--yes").stdout
+    assert told == "no row was changed; what is on its way to the cloud is never touched\n"
+    assert queue("discard", "--id", "w1", "--yes").stdout == "1 row discarded and in the loss ledger\n"
+
+
 # ---- looking ----
 
 

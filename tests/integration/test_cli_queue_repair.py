@@ -20,6 +20,7 @@ from bridge.message import head, head_middle, tail
 from tests.harness.command import Command, Shown
 
 ROWS = 300
+USER = 65_534
 
 
 @pytest.fixture
@@ -66,6 +67,22 @@ def test_a_damaged_queue_is_told_then_repaired_then_sound(queue: Callable[..., S
     after = queue("verify", "--json")
     assert after.exit_status == 0
     assert json.loads(after.stdout)["rows"]["waiting"] == ROWS
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_root_makes_belongs_to_the_bridges_user(queue: Callable[..., Shown], folder: Path, tmp_path: Path) -> None:
+    """Or the bridge could not open its own queue after `sudo edge-bridge queue repair`."""
+    destroy(folder)
+    foreign = tmp_path / "root's own"
+    foreign.touch()
+    (folder / "data.db-link").hardlink_to(foreign)  # what a user may do to have root give away a file
+    for path in (folder, folder / FILE_NAME):
+        os.chown(path, USER, USER)
+    queue("repair")
+    owners = {path.name: path.stat().st_uid for path in folder.iterdir()}
+    assert owners.pop("data.db-link") == 0
+    assert {FILE_NAME, "bridge.lock"} < owners.keys()
+    assert set(owners.values()) == {USER}
 
 
 @pytest.mark.parametrize("command", ["verify", "repair"])

@@ -334,7 +334,7 @@ def test_purge_and_compact_work_on_a_disk_without_a_free_byte(small_disk: SmallD
     (small_disk.folder / "queue" / RESERVE_NAME).write_bytes(bytes(1 << 20))  # as a bridge keeps it on so small a disk
     before = file.stat().st_size
     small_disk.fill()
-    assert queue("discard", "--state", "ready", "--yes") == b"4,000 rows discarded, they are in the loss ledger\n"
+    assert queue("discard", "--state", "ready", "--yes") == b"4,000 rows discarded and in the loss ledger\n"
     assert queue("compact").endswith(b"given back to the file system\n")
     assert file.stat().st_size < before / 4
 
