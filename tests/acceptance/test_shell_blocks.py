@@ -1,7 +1,8 @@
 """Shell blocks of the documents that are marked `<!-- runs -->` are run, line by line, as a reader would.
 
-A real Mosquitto, the real commands. Instead of the ports that the text names, which may be taken here, free ones are
-put into the lines; the Mosquitto clients read theirs from their own configuration files. Lines that do not end by
+A real Mosquitto, the real commands, in a folder with the shipped config/bridge.toml as in a clone. Instead of the ports
+that the text names, which may be taken here, free ones are put into the lines and that file; the bridge hears of the
+broker's by BRIDGE_MQTT__PORT, the Mosquitto clients by their own configuration files. Lines that do not end by
 themselves stay open, as in a terminal of their own, until all is done.
 """
 
@@ -23,7 +24,7 @@ from tests.harness.bridge import child_environment
 from tests.harness.mosquitto import Mosquitto
 
 BASH = "/bin/bash"
-DOCUMENTS = ("README.md", "docs/OPERATE.md")
+DOCUMENTS = ("README.md", "docs/OPERATE.md", "docs/QUEUE.md")
 _BLOCK = re.compile(r"<!-- runs -->\n```sh\n(.*?)```", re.DOTALL)
 STAYS_OPEN = {  # what does not end by itself → what it says once it is ready
     "edge-bridge receiver": "listening|http://",
@@ -31,24 +32,45 @@ STAYS_OPEN = {  # what does not end by itself → what it says once it is ready
     "mosquitto_sub": "edge/buffer/status",
     "edge-bridge status --watch": "online",
 }
-SAYS = {"curl -s http://127.0.0.1:8088/events": '"label":"cat"', "queue stats": "delivered", "/metrics": "edge_bridge_"}
+SAYS = {
+    "curl -s http://127.0.0.1:8088/events": '"label":"cat"',
+    "check-config": "is valid",
+    "doctor --json": '"lines"',
+    "doctor --bundle": "wrote support.tar.gz",
+    "queue stats": "delivered",
+    "queue import": "stored",
+    "/metrics": "edge_bridge_",
+}
+
+
+class Line(NamedTuple):
+    """A line of a document, and where it stands."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
 
 
 class Terminal(NamedTuple):
     """A line that stays open."""
 
-    line: str
+    line: Line
     process: subprocess.Popen[bytes]
     output: Path
 
 
 class Desk:
-    """Terminals in a folder; `say` is what a line printed."""
+    """Terminals in a folder."""
 
     def __init__(self, folder: Path, broker: Mosquitto) -> None:
         self._folder = folder
         self._ports = {"8088": str(free_port()), "8080": str(free_port())}
         self._open: list[Terminal] = []
+        (folder / "config").mkdir()
+        shipped = (REPOSITORY / "config/bridge.toml").read_text(encoding="utf-8")
+        (folder / "config/bridge.toml").write_text(self._here(shipped), encoding="utf-8")
         (folder / ".config").mkdir()
         for client in ("mosquitto_pub", "mosquitto_sub"):
             (folder / ".config" / client).write_text(f"-p {broker.port}\n")
@@ -60,18 +82,37 @@ class Desk:
         home = {"HOME": str(folder), "PATH": f"{bin_folder}:{os.environ['PATH']}", "COLUMNS": "100"}
         self._environment = child_environment(ports) | home
 
-    def run(self, line: str) -> None:
-        command = line.replace("/tmp/cloud", str(self._folder / "cloud"))  # noqa: S108 - as the document has it
-        for port, ours in self._ports.items():
-            command = command.replace(f":{port}", f":{ours}").replace(f"--port {port}", f"--port {ours}")
-        stays_open = next((words for words in STAYS_OPEN if words in line), None)
+    def run(self, line: Line) -> None:
+        command = self._here(line.text)
+        stays_open = next((words for words in STAYS_OPEN if words in line.text), None)
         if stays_open:
             self._leave_open(line, command, STAYS_OPEN[stays_open])
         else:
-            expected = next((words for start, words in SAYS.items() if start in line), "")
-            wait_until(lambda: expected in self._ended(line, command), 15, f"{expected} from {line}")
+            self._run_to_its_end(
+                line, command, next((words for start, words in SAYS.items() if start in line.text), "")
+            )
 
-    def _leave_open(self, line: str, command: str, ready: str) -> None:
+    def _here(self, text: str) -> str:
+        """Put our ports and folder into what a document says."""
+        text = text.replace("/tmp/cloud", str(self._folder / "cloud"))  # noqa: S108 - as the document has it
+        for port, ours in self._ports.items():
+            text = text.replace(f":{port}", f":{ours}").replace(f"--port {port}", f"--port {ours}")
+        return text
+
+    def _run_to_its_end(self, line: Line, command: str, expected: str) -> None:
+        """Run it, and again while it does not say what is on its way."""
+        said: list[str] = []
+
+        def says() -> bool:
+            said[:] = [self._ended(line, command)]
+            return expected in said[0]
+
+        try:
+            wait_until(says, 15, expected)
+        except AssertionError as error:
+            raise AssertionError(f"{line}\n{error}\n{''.join(said)}") from error
+
+    def _leave_open(self, line: Line, command: str, ready: str) -> None:
         output = self._folder / f"terminal-{len(self._open)}"
         with output.open("wb") as file:
             process = subprocess.Popen(
@@ -83,9 +124,12 @@ class Desk:
                 stderr=subprocess.STDOUT,
             )
         self._open.append(Terminal(line, process, output))
-        wait_until(lambda: re.search(ready, output.read_text(errors="replace")), 15, f"{ready} from {line}")
+        try:
+            wait_until(lambda: re.search(ready, output.read_text(errors="replace")), 15, ready)
+        except AssertionError as error:
+            raise AssertionError(f"{line}\n{error}\n{output.read_text(errors='replace')}") from error
 
-    def _ended(self, line: str, command: str) -> str:
+    def _ended(self, line: Line, command: str) -> str:
         done = subprocess.run(
             [BASH, "-c", command],
             cwd=self._folder,
@@ -96,7 +140,7 @@ class Desk:
             timeout=30,
             check=False,
         )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{line}\nexit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def close(self) -> None:
@@ -116,10 +160,27 @@ def at_desk(folder: Path, broker: Mosquitto) -> Iterator[Desk]:
         desk.close()
 
 
-def lines(document: str) -> list[str]:
-    blocks = _BLOCK.findall((REPOSITORY / document).read_text(encoding="utf-8"))
-    assert blocks, f"no block of {document} is marked"
-    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+def lines(document: str) -> Iterator[Line]:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    blocks = list(_BLOCK.finditer(text))
+    assert len(blocks) == text.count("<!-- runs -->") > 0, f"{document}: a mark without a block of sh, or none"
+    for block in blocks:
+        first = text.count("\n", 0, block.start(1)) + 1
+        for number, line in enumerate(block[1].splitlines(), first):
+            if command := line.partition("  #")[0].strip():
+                yield Line(f"{document}:{number}", command)
+
+
+def test_every_document_with_a_mark_is_run() -> None:
+    marked = {
+        path for path in ("README.md", *map(str, _documents())) if "<!-- runs -->" in (REPOSITORY / path).read_text()
+    }
+    assert marked == set(DOCUMENTS)
+
+
+def _documents() -> Iterator[Path]:
+    for folder in ("docs", "mosquitto", "examples", "benchmarks"):
+        yield from (path.relative_to(REPOSITORY) for path in (REPOSITORY / folder).rglob("*.md"))
 
 
 @pytest.mark.usefixtures("mosquitto_installed")

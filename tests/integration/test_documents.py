@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from bridge.cli import COMMANDS
 from bridge.config.problems import KEYS
+from bridge.disk_queue import FILE_NAME, DiskQueue
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("mosquitto/*.md")])
@@ -54,6 +57,25 @@ def test_every_promise_with_a_test_names_it() -> None:
 def test_every_promise_is_listed_once() -> None:
     numbers = re.findall(r"^\| (\d+) \|", (ROOT / "docs/GUARANTEES.md").read_text(), re.MULTILINE)
     assert [int(number) for number in numbers] == list(range(1, 41))
+
+
+def test_the_diagram_of_the_database_has_the_tables_and_columns_of_a_new_file(tmp_path: Path) -> None:
+    DiskQueue(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as file:
+        names = file.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        ).fetchall()
+        describe = "SELECT name, type, pk FROM pragma_table_info(?)"
+        columns = {name: file.execute(describe, (name,)).fetchall() for (name,) in names}
+    diagram = re.search(r"^erDiagram$(.*?)^```", (ROOT / "docs/ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert diagram
+    told = {
+        table: re.findall(r"^\s+([A-Z]+) (\w+)( PK)?", body, re.MULTILINE)
+        for table, body in re.findall(r"^    (\w+) \{\n(.*?)^    \}", diagram[1], re.MULTILINE | re.DOTALL)
+    }
+    assert {table: sorted((name, kind, bool(key)) for kind, name, key in body) for table, body in told.items()} == {
+        table: sorted((name, kind, bool(key)) for name, kind, key in body) for table, body in columns.items()
+    }
 
 
 def test_every_invariant_is_cited_where_it_is_held() -> None:
