@@ -88,6 +88,7 @@ class Store:
 
     def __init__(self, bounds: QueueSettings, *, window: int, fresh_ids: Callable[[int], Sequence[str]]) -> None:
         self._room, self._window, self._fresh_ids = Room(bounds), window, fresh_ids
+        self._keep_messages = bounds.keep_delivered_messages
         self.session = self._noted_session = 0
         self._redelivery_epoch = -1
         self._by_packet_id: dict[int, int] = {}
@@ -108,6 +109,7 @@ class Store:
             if item.request:
                 queue.receipts.give(item.request, None, ReceiptState.DROPPED, LossReason.TOO_LARGE.words)
         if rows:
+            queue.make_way(len(rows), self._keep_messages)
             queue.put_rows(rows)
         if asked:
             self._answer(queue, asked, rows)

@@ -31,6 +31,7 @@ from bridge.disk_queue.file import (
     readable,
     refuse_foreign,
     set_pragmas,
+    wal_pages,
 )
 from bridge.disk_queue.ledger import Ledger, entries_max
 from bridge.disk_queue.mark import Mark, MarkFile, read_mark
@@ -111,7 +112,7 @@ class QueueConnection(SQLiteAckQueue):
         refuse_foreign(connection, file)
         for ours in file.parent.glob(FILE_NAME + "*"):  # a file of ours, not before; -wal may be there already
             ours.chmod(0o600)
-        set_pragmas(connection, self._durability, self._reserve.size_bytes // 2)
+        set_pragmas(connection, self._durability, self._reserve.wal_bytes)
         return connection
 
     def _count(self) -> int:
@@ -233,17 +234,21 @@ class QueueConnection(SQLiteAckQueue):
         """Make room on a full disk: put the reserve into the WAL, then write that back. No verb."""
         with mapped(self.folder):
             self._reserve.release_into(self.folder / WAL_NAME)
+            self._gather_wal()
         with suppress(PassingError):
             self.checkpoint()
 
     def bound_wal(self) -> None:
-        """Write back a WAL that has outgrown its bound, and hear why it did. No verb: run it between transactions.
+        """Write back a WAL that makes the file grow by its bound, or has outgrown its own, and hear why that failed.
 
-        SQLite tries after commits, but says nothing if that fails.
+        No verb: run it between transactions. SQLite tries by the WAL's length after commits, but says nothing if that
+        fails.
         """
         with mapped(self.folder):
             wal_bytes = (self.folder / WAL_NAME).stat().st_size
-        if wal_bytes > _WAL_BYTES_MAX or self._wal_is_due:
+            size_bytes = (self.folder / FILE_NAME).stat().st_size
+            growth_bytes = self._pragma("page_count") * self._pragma("page_size") - size_bytes
+        if wal_bytes > _WAL_BYTES_MAX or growth_bytes > self._reserve.growth_bytes_max or self._wal_is_due:
             self._wal_is_due = False
             self.checkpoint()
 
@@ -258,7 +263,13 @@ class QueueConnection(SQLiteAckQueue):
 
     def keep_reserve(self) -> None:
         """Make the reserve again if it was released and there is room by now."""
+        was_spent = self._reserve.spent
         self._reserve.keep(self.disk_free_bytes())
+        if self._reserve.spent != was_spent:
+            self._gather_wal()
+
+    def _gather_wal(self) -> None:
+        self._conn.execute(f"PRAGMA wal_autocheckpoint = {wal_pages(self._conn, self._reserve.wal_bytes)}").fetchall()
 
     def full_reason(self, free_bytes_min: int, incoming_bytes: int = 0) -> str:
         """Return why the disk counts as full for intake, "" if it does not.

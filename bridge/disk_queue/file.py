@@ -128,6 +128,11 @@ def refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:
         )
 
 
+def wal_pages(connection: sqlite3.Connection, wal_bytes: int) -> int:
+    """Return how many pages are in so much WAL."""
+    return wal_bytes // int(connection.execute("PRAGMA page_size").fetchone()[0])
+
+
 def set_pragmas(connection: sqlite3.Connection, durability: Durability, wal_bytes: int) -> None:
     """Set and assert what the promises stand on; SQLite ignores what it cannot do without a word.
 
@@ -136,15 +141,15 @@ def set_pragmas(connection: sqlite3.Connection, durability: Durability, wal_byte
     syncs the WAL at every commit, NORMAL (1) only at checkpoints. `wal_bytes` of WAL are gathered before they are
     written back.
     """
-    wal_pages = wal_bytes // connection.execute("PRAGMA page_size").fetchone()[0]
+    pages = wal_pages(connection, wal_bytes)
     is_new = connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL
     wanted: list[tuple[str, Any, Any]] = [
         *([("auto_vacuum", "INCREMENTAL", None)] if is_new else []),
         ("journal_mode", "WAL", "wal"),
         ("synchronous", "FULL" if durability == "power" else "NORMAL", 2 if durability == "power" else 1),
         ("locking_mode", "EXCLUSIVE", "exclusive"),
-        ("wal_autocheckpoint", wal_pages, wal_pages),
-        ("journal_size_limit", 4 * wal_bytes, 4 * wal_bytes),
+        ("wal_autocheckpoint", pages, pages),
+        ("journal_size_limit", 2 * wal_bytes, 2 * wal_bytes),
         ("cache_size", -8192, -8192),  # KiB
         ("temp_store", "MEMORY", 2),
         ("secure_delete", "OFF", 0),  # some systems' SQLite overwrites what is deleted: that wears the flash out

@@ -425,12 +425,22 @@ class DiskQueue(QueueConnection):
         """Return how many delivered rows there are above the number to be kept."""
         return max(0, self._state.delivered - keep_messages)
 
-    def tidy(self, keep_seconds: float, keep_messages: int) -> bool:
+    def make_way(self, rows: int, keep_messages: int) -> None:
+        """Delete, oldest first, so many of the delivered rows above the number to be kept; call it before `put_rows`.
+
+        The new rows take their pages in the same transaction; what is deleted in one of its own is written for nothing.
+        """
+        goal = self._state.delivered - min(rows, self.excess(keep_messages))
+        while self._state.delivered > goal and self.tidy(2.0**62, keep_messages, self._state.delivered - goal):
+            pass
+
+    def tidy(self, keep_seconds: float, keep_messages: int, rows_max: int = _TIDY_ROWS) -> bool:
         """Delete delivered rows that are too old or too many, oldest first: a small step; tells if more may follow."""
+        marked = self._state.delivered - sum(span.rows for span in self._state.noted)
         oldest = self._conn.execute(
             "SELECT _id, settled_at FROM ack_queue_default INDEXED BY edge_settled"
             " WHERE status >= 5 AND status = 5 ORDER BY _id LIMIT ?",  # the index wants its own words
-            (_TIDY_ROWS,),
+            (min(rows_max, marked),),
         ).fetchall()
         # Rows are settled nearly in order, so the first that is young enough is followed by younger ones.
         settled_before = time.time() - keep_seconds
@@ -439,17 +449,17 @@ class DiskQueue(QueueConnection):
         noted_from = self._state.noted[0].first if self._state.noted else 2**63
         doomed = [row_id for row_id, _ in oldest[:count] if row_id < noted_from]
         if not doomed:
-            return self._tidy_noted(settled_before, keep_messages)
+            return self._tidy_noted(settled_before, keep_messages, rows_max)
         self.remove_delivered(doomed)
-        return len(doomed) == _TIDY_ROWS or bool(self._state.noted)
+        return len(doomed) == rows_max or bool(self._state.noted)
 
-    def _tidy_noted(self, settled_before: float, keep_messages: int) -> bool:
+    def _tidy_noted(self, settled_before: float, keep_messages: int, rows_max: int) -> bool:
         """Delete what is too old or too many of the oldest noted span; tells if more may follow."""
         if not self._state.noted:
             return False
         oldest, *others = self._state.noted
         is_old = oldest.settled_at <= settled_before
-        count = oldest.rows if is_old else min(oldest.rows, self.excess(keep_messages))
+        count = min(oldest.rows, rows_max, oldest.rows if is_old else self.excess(keep_messages))
         if count:
             self._conn.execute(DELETE_ROWS, (oldest.first, oldest.first + count - 1))
             self._become(delivered=self._state.delivered - count)
@@ -580,8 +590,7 @@ class DiskQueue(QueueConnection):
     def is_delivered(self, row_id: int) -> bool:
         """Tell whether this row is delivered and kept."""
         row = self._conn.execute("SELECT status FROM ack_queue_default WHERE _id = ?", (row_id,)).fetchone()
-        is_noted = any(span.first <= row_id <= span.last for span in self._state.noted)
-        return row is not None and (row[0] == DELIVERED or is_noted)
+        return row is not None and (row[0] == DELIVERED or self._noted_span(row_id) is not None)
 
     def arrivals(self, rows_max: int, after_id: int) -> dict[int, int]:
         """Return packet id → row id of the last rows stored (the newest wins), at most so many, after that row."""
@@ -619,13 +628,20 @@ class DiskQueue(QueueConnection):
         return Counts(state.waiting - taken, taken, state.delivered, state.dead, pages * self._pragma("page_size"))
 
     def oldest_received_at(self) -> float | None:
-        """Return when the oldest waiting row was received; O(log n) by the ready index."""
-        self.mark_noted()
-        row = self._conn.execute(
-            "SELECT CAST(timestamp AS REAL) FROM ack_queue_default INDEXED BY edge_ready"
-            " WHERE status < 2 ORDER BY _id LIMIT 1"
-        ).fetchone()
-        return row[0] if row else None
+        """Return when the oldest waiting row was received; O(log n) for each span that is only noted."""
+        after_id = 0
+        while row := self._conn.execute(
+            "SELECT CAST(timestamp AS REAL), _id FROM ack_queue_default INDEXED BY edge_ready"
+            " WHERE status < 2 AND _id > ? ORDER BY _id LIMIT 1",
+            (after_id,),
+        ).fetchone():
+            if (span := self._noted_span(row[1])) is None:
+                return float(row[0])
+            after_id = span.last
+        return None
+
+    def _noted_span(self, row_id: int) -> Noted | None:
+        return next((span for span in self._state.noted if span.first <= row_id <= span.last), None)
 
     def _taken_ids(self) -> frozenset[int]:
         return frozenset().union(*(span.ids for span in self._state.flying))

@@ -5,8 +5,9 @@ drain. The reserve is made while there is room, kept over restarts, released at 
 housekeeping once there is twice its size. While it is released intake stores nothing (it would eat it up): the room
 belongs to acks, deletes and the WAL. What the WAL got it keeps and writes over, so it lasts for any backlog.
 
-Holds its part of I5: the WAL may grow by half a reserve before it is written back, so the reserve always covers what
-the database itself must grow by then.
+Holds its part of I5: the database never has to grow by more than half a reserve when the WAL is written back, so the
+reserve always covers that. The WAL itself may gather more, as long as it holds the same pages again and again: what is
+written over there need not be written back, which is what wears flash out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ class Reserve:
         return 2 * self.size_bytes
 
     @property
+    def growth_bytes_max(self) -> int:
+        """What the database may have to grow by when the WAL is written back."""
+        return self.size_bytes // 2
+
+    @property
+    def wal_bytes(self) -> int:
+        """How much WAL is gathered before it is written back; on a full disk only what `release_into` made room for."""
+        return self.growth_bytes_max if self.spent else 2 * self.size_bytes
+
+    @property
     def held(self) -> bool:
         """Whether the file is there, whole; an earlier run may have made it."""
         try:
@@ -63,7 +74,7 @@ class Reserve:
         if self.release():
             descriptor = os.open(wal, os.O_WRONLY | os.O_CLOEXEC)  # no lock of SQLite's is on this file
             with suppress(OSError):  # then what is left is what there is
-                os.posix_fallocate(descriptor, 0, self.size_bytes // 2)
+                os.posix_fallocate(descriptor, 0, self.growth_bytes_max)
             os.close(descriptor)
 
     def keep(self, free_bytes: int) -> None:

@@ -111,6 +111,12 @@ class QueueModel(RuleBasedStateMachine):
         excess = len(self.delivered) - keep
         self.delivered -= set(sorted(self.delivered)[: max(0, excess)])
 
+    @rule(rows=st.integers(0, 20), keep=st.integers(0, 30))
+    def make_way(self, rows: int, keep: int) -> None:
+        with self.disk_queue.transaction():
+            self.disk_queue.make_way(rows, keep)
+        self.delivered -= set(sorted(self.delivered)[: min(rows, max(0, len(self.delivered) - keep))])
+
     @rule()
     def mark_noted(self) -> None:
         with self.disk_queue.transaction():

@@ -1,0 +1,141 @@
+"""What wears flash out: a byte is written to the WAL once, and back to the file as seldom as the reserve allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.disk_queue import reserve as reserve_module
+from bridge.disk_queue.queue import SPAN_ROWS_MIN
+from bridge.message import head, head_middle, tail
+
+MEBIBYTE = 1 << 20
+RESERVE = MEBIBYTE  # the smallest there is
+PAGE_BYTES, FRAME_BYTES, ROWS_A_PAGE = 4096, 4096 + 24, 3
+EVENT = head("m", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b'"%b"' % (b"x" * 1000), is_json=True)
+GROUP = SPAN_ROWS_MIN  # as many as are noted as a span
+KEPT = 4 * GROUP
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DiskQueue]:
+    monkeypatch.setattr(reserve_module, "_BYTES_MAX", RESERVE)
+    opened = DiskQueue(tmp_path, durability="crash")
+    yield opened
+    opened.close()
+
+
+def put(queue: DiskQueue, rows: int = GROUP, received_at: float = 1.8e9) -> None:
+    with queue.transaction():
+        queue.make_way(rows, KEPT)
+        queue.put_rows([NewRow(EVENT, received_at)] * rows)
+    queue.bound_wal()
+
+
+def deliver(queue: DiskQueue, rows: int = GROUP) -> list[int]:
+    with queue.transaction():
+        row_ids = [row.row_id for row in queue.take(rows, 1 << 30)]
+        queue.ack_rows(row_ids)
+    queue.bound_wal()
+    return row_ids
+
+
+def file_bytes(queue: DiskQueue) -> int:
+    return (queue.folder / FILE_NAME).stat().st_size
+
+
+def test_new_rows_take_the_pages_of_those_that_need_not_be_kept_any_more(queue: DiskQueue) -> None:
+    for _ in range(8):
+        put(queue)
+        deliver(queue)
+    used, free = queue._pragma("page_count"), queue._pragma("freelist_count")
+    queue._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # the WAL begins anew
+    for _ in range(4):
+        put(queue)
+        deliver(queue)
+    assert queue.counts()[:4] == (0, 0, KEPT + GROUP, 0), "kept, and the last group, for which nothing went yet"
+    assert (queue._pragma("page_count"), queue._pragma("freelist_count")) == (used, free)
+    pages = (queue.folder / f"{FILE_NAME}-wal").stat().st_size // FRAME_BYTES
+    # The rest is indexes and counts. Deleted in transactions of its own, the old would double what the rows take.
+    assert pages < 1.5 * 4 * GROUP / ROWS_A_PAGE
+
+
+def test_no_more_goes_than_comes_and_never_what_is_to_be_kept(queue: DiskQueue) -> None:
+    for _ in range(6):
+        with queue.transaction():
+            queue.put_rows([NewRow(EVENT, 1.8e9)] * GROUP)
+        deliver(queue)
+    assert queue.counts().delivered == 6 * GROUP
+    for incoming, delivered in [(10, 6 * GROUP - 10), (GROUP, 5 * GROUP - 10), (GROUP, KEPT), (GROUP, KEPT)]:
+        with queue.transaction():
+            queue.make_way(incoming, KEPT)
+        assert (queue.counts().delivered, queue.row_range()) == (delivered, (6 * GROUP - delivered + 1, 6 * GROUP))
+
+
+def test_rows_that_are_marked_one_by_one_go_before_newer_ones_that_are_noted(queue: DiskQueue) -> None:
+    put(queue, 20)
+    deliver(queue, 20)
+    put(queue, KEPT)
+    deliver(queue, KEPT)
+    with queue.transaction():
+        queue.make_way(15, KEPT)
+    assert (queue.counts().delivered, queue.row_range()[0]) == (KEPT + 5, 16)
+    with queue.transaction():
+        queue.make_way(15, KEPT)
+    assert (queue.counts().delivered, queue.row_range()[0]) == (KEPT, 21)
+
+
+def test_what_makes_the_file_grow_is_written_back_before_it_is_more_than_the_reserve_covers(queue: DiskQueue) -> None:
+    most = 0
+    for _ in range(20):
+        put(queue)  # a third of a mebibyte
+        most = max(most, queue._pragma("page_count") * PAGE_BYTES - file_bytes(queue))
+    assert file_bytes(queue) > 5 * RESERVE
+    assert 0 < most <= RESERVE // 2
+
+
+def test_pages_that_are_written_over_are_written_back_only_once_two_reserves_are_gathered(queue: DiskQueue) -> None:
+    for _ in range(8):
+        put(queue)
+        deliver(queue)
+    queue._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    wal = queue.folder / f"{FILE_NAME}-wal"
+    before = file_bytes(queue), (queue.folder / FILE_NAME).stat().st_mtime_ns
+    gathered = 0
+    while (file_bytes(queue), (queue.folder / FILE_NAME).stat().st_mtime_ns) == before:
+        gathered = wal.stat().st_size
+        put(queue)
+        deliver(queue)
+    assert RESERVE < gathered <= wal.stat().st_size <= 2 * RESERVE + MEBIBYTE
+
+
+def test_on_a_full_disk_only_so_much_wal_is_gathered_as_the_reserve_made_room_for(queue: DiskQueue) -> None:
+    def gathers() -> int:
+        return queue._pragma("wal_autocheckpoint") * PAGE_BYTES
+
+    queue.keep_reserve()
+    assert gathers() == 2 * RESERVE
+    queue.relieve()
+    assert gathers() == RESERVE // 2
+    queue.keep_reserve()
+    assert (queue._reserve.spent, gathers()) == (False, 2 * RESERVE)
+
+
+def test_the_age_of_the_oldest_waiting_row_is_told_without_marking_what_is_delivered(queue: DiskQueue) -> None:
+    assert queue.oldest_received_at() is None
+    for number in range(3):
+        put(queue, received_at=1.8e9 + number)
+    first, second, third = deliver(queue), deliver(queue), deliver(queue)
+    assert queue.oldest_received_at() is None
+    with queue.transaction():
+        queue.put_rows([NewRow(EVENT, 1.8e9 + 3)])
+    assert queue.oldest_received_at() == 1.8e9 + 3
+    with queue.transaction():
+        queue.reject([])
+        queue.renote([span for span in queue._state.noted if span.first != second[0]])
+    assert queue.oldest_received_at() == 1.8e9 + 1, "a row between two spans that are delivered"
+    marked = queue._conn.execute("SELECT COUNT(*) FROM ack_queue_default WHERE status = 5").fetchone()[0]
+    assert (marked, len(first), len(third)) == (0, GROUP, GROUP)
