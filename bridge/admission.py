@@ -10,13 +10,12 @@ Holds I5 (the queue's bounds) and its part of I9 (the ledger is written in the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from bridge.disk_queue import DiskQueue, NewRow, ReceiptState
+from bridge.disk_queue import DiskQueue, NewRow, ReceiptState, to_store
 from bridge.loss import Gone, Loss, LossReason, by_topic
-from bridge.message import Request, Row, event, event_id, event_subject, head_end, split
+from bridge.message import Request, Row, event_id, event_subject, split, with_id
 from bridge.wire import TooLarge
 
 if TYPE_CHECKING:
@@ -28,14 +27,13 @@ _SESSION_NOTE = "session_began_after_row"
 
 
 class Arrival(NamedTuple):
-    """A message in the memory batch, encoded but for its id."""
+    """A message in the memory batch, encoded."""
 
     topic: str
     event_id: str | None  # the producer's
-    middle: bytes
-    tail: bytes
+    made_id: bytes  # ours: its id if the producer's is none, or is another message's
+    data: bytes
     received_at: float
-    time: str
     packet_id: int
     dup: bool
     session: int
@@ -86,8 +84,8 @@ class Store:
     `stored()` is to be called after the commit.
     """
 
-    def __init__(self, bounds: QueueSettings, *, window: int, fresh_ids: Callable[[int], Sequence[str]]) -> None:
-        self._room, self._window, self._fresh_ids = Room(bounds), window, fresh_ids
+    def __init__(self, bounds: QueueSettings, *, window: int) -> None:
+        self._room, self._window = Room(bounds), window
         self._keep_messages = bounds.keep_delivered_messages
         self.session = self._noted_session = 0
         self._redelivery_epoch = -1
@@ -145,36 +143,29 @@ class Store:
         rows: list[NewRow] = []
         conflicts: list[tuple[str, str]] = []
         duplicates = 0
-        made_ids = self._fresh_ids(len(arrivals))
-        middle, time, end = b"", "", b""
-        for made_id, arrival in zip(made_ids, arrivals, strict=True):
-            own_id = arrival.event_id
-            if arrival.dup and (stored := self._stored_before(queue, epoch, arrival)):
+        for arrival in arrivals:
+            topic, own_id, made_id, data, received_at, packet_id, dup, session, expires_at, request = arrival
+            if dup and (stored := self._stored_before(queue, epoch, arrival)):
                 duplicates += 1
-                if arrival.request:
-                    asked.append(_Asked(arrival.request, event_id(stored.data), None, stored.row_id))
+                if request:
+                    asked.append(_Asked(request, event_id(stored.data), None, stored.row_id))
                 continue
             if own_id is not None:
-                fingerprint = _fingerprint(arrival.middle, arrival.tail)
+                fingerprint = fingerprint_of(data)
                 if own_id in known:
                     if known[own_id] == fingerprint:
                         duplicates += 1
-                        if arrival.request:
-                            asked.append(_Asked(arrival.request, own_id, None, None))
+                        if request:
+                            asked.append(_Asked(request, own_id, None, None))
                         continue
-                    conflicts.append((arrival.topic, own_id))
-                    own_id = None
+                    conflicts.append((topic, own_id))
+                    own_id, data = None, with_id(data, made_id.decode())
                 else:
                     known[own_id] = fingerprint
-            its_id = own_id or made_id
-            if arrival.middle is not middle or arrival.time is not time:  # most are of one topic, and came together
-                middle, time = arrival.middle, arrival.time
-                end = head_end(middle, time)
-            data = event(its_id, end, arrival.tail)
-            packet_id = arrival.packet_id if arrival.packet_id and arrival.session == self.session else None
-            rows.append(NewRow(data, arrival.received_at, packet_id, own_id, arrival.expires_at))
-            if arrival.request:
-                asked.append(_Asked(arrival.request, its_id, rows[-1], None))
+            known_packet_id = packet_id if packet_id and session == self.session else None
+            rows.append(to_store((data, received_at, known_packet_id, own_id, expires_at)))
+            if request:
+                asked.append(_Asked(request, own_id or made_id.decode(), rows[-1], None))
         return rows, duplicates, conflicts
 
     def _stored_before(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> Row | None:
@@ -189,7 +180,7 @@ class Store:
             self._by_packet_id = queue.arrivals(self._window, int(queue.note(_SESSION_NOTE) or 0))
         row_id = self._by_packet_id.get(arrival.packet_id)
         stored = queue.stored_event(row_id) if row_id is not None else None
-        if row_id is None or stored is None or fingerprint_of(stored) != _fingerprint(arrival.middle, arrival.tail):
+        if row_id is None or stored is None or fingerprint_of(stored) != fingerprint_of(arrival.data):
             return None
         return Row(row_id, stored)
 
@@ -206,7 +197,7 @@ class Room:
         `whole`: they come together or not at all.
         """
         bounds = self._bounds
-        incoming_bytes = sum(len(row.data) + _ROW_OVERHEAD_BYTES for row in rows)
+        incoming_bytes = sum([len(row.data) for row in rows]) + len(rows) * _ROW_OVERHEAD_BYTES
         if reason := queue.full_reason(bounds.min_free_disk_bytes, incoming_bytes):
             return "full", reason  # never a reason to drop: that would not free what others have filled
         over_messages, over_bytes, bound = self._excess(queue, len(rows), incoming_bytes)
@@ -267,17 +258,13 @@ def _drop(
         queue.record_loss(loss)
 
 
-def _fingerprint(middle: bytes, tail: bytes) -> bytes:
-    return hashlib.blake2b(middle + tail, digest_size=16).digest()
-
-
 def fingerprint_of(stored: bytes) -> bytes:
     """Return the fingerprint of a stored event: topic, source and payload, without id and time.
 
     Of an event in another layout than ours (it was imported): all of it.
     """
     head_bytes, tail = split(stored)
-    if not tail:
-        return _fingerprint(stored, b"")
-    start, end = head_bytes.find(b'","source":'), head_bytes.rfind(b'"time":"')
-    return _fingerprint(head_bytes[start : end + 8], tail)
+    if tail:
+        start, end = head_bytes.find(b'","source":'), head_bytes.rfind(b'"time":"')
+        stored = head_bytes[start : end + 8] + tail
+    return hashlib.blake2b(stored, digest_size=16).digest()

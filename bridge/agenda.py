@@ -110,6 +110,11 @@ class Agenda:
         return tuple(row_id for piece in (*out, *self._line, *self._aside) for row_id in piece.batch.row_ids)
 
     @property
+    def is_empty(self) -> bool:
+        """No row is held."""
+        return not (self._out or self._line or self._aside)
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is in line: new rows may be waited for."""
         return not self._line
@@ -324,8 +329,9 @@ class Agenda:
         )
 
     def _forget(self, row_ids: Iterable[int]) -> None:
-        for row_id in row_ids:
-            self._blames.pop(row_id, None)
+        if self._blames:  # hardly ever
+            for row_id in row_ids:
+                self._blames.pop(row_id, None)
 
     def _push_halves(self, piece: _Piece, *, accused: bool) -> None:
         left, right = halve(piece.batch)

@@ -51,7 +51,7 @@ class Batch:
     @property
     def row_ids(self) -> tuple[int, ...]:
         """The rows' places in the disk queue."""
-        return tuple(row.row_id for row in self.rows)
+        return tuple([row.row_id for row in self.rows])
 
     @property
     def event_ids(self) -> tuple[str, ...]:
@@ -66,17 +66,20 @@ class Batch:
     @property
     def body_bytes(self) -> int:
         """Size of the body in the formats that carry whole events, where it is largest."""
-        return sum(len(row.data) for row in self.rows) + len(self.rows) + 1
+        return sum([len(row.data) for row in self.rows]) + len(self.rows) + 1
 
 
 def pack(rows: Sequence[Row], limits: Limits) -> Batch:
     """Make a batch of the longest run of rows, from the first, that the limits allow; one row always goes."""
+    whole = Batch(tuple(rows[: max(1, limits.messages)]))
+    if whole.body_bytes <= limits.body_bytes:  # nearly always
+        return whole
     size_bytes = 1
-    for count, row in enumerate(rows):
+    for count, row in enumerate(whole.rows):
         size_bytes += len(row.data) + 1
-        if count >= 1 and (count >= limits.messages or size_bytes > limits.body_bytes):
-            return Batch(tuple(rows[:count]))
-    return Batch(tuple(rows))
+        if count >= 1 and size_bytes > limits.body_bytes:
+            return Batch(whole.rows[:count])
+    return whole
 
 
 def split(batch: Batch, at: int) -> tuple[Batch, Batch]:
@@ -93,11 +96,11 @@ def body(batch: Batch, body_format: Format) -> bytes:
     """Return the body of the POST, uncompressed."""
     match body_format:
         case "cloudevents":
-            return b"[%b]" % b",".join(row.data for row in batch.rows)
+            return b"[%b]" % b",".join([row.data for row in batch.rows])
         case "json":
             return b"[%b]" % b",".join(payload_json(row.data) for row in batch.rows)
         case "ndjson":
-            return b"".join(b"%b\n" % row.data for row in batch.rows)
+            return b"\n".join([*[row.data for row in batch.rows], b""])
         case never:
             assert_never(never)
 

@@ -282,8 +282,8 @@ class _Lane(Generic[PreparedT]):
 
     async def _give_back_undated(self) -> None:
         """Take again, with their right time, rows that were taken before the clock was set and never left."""
-        row_ids = self.agenda.row_ids
-        if row_ids and not self._has_sent and self._took_at < CLOCK_SET_SINCE <= self._of.wall_clock():
+        undated = not self._has_sent and self._took_at < CLOCK_SET_SINCE <= self._of.wall_clock()
+        if undated and (row_ids := self.agenda.row_ids):
             await self._of.outbox.release(row_ids, sent=False)
             self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
             self._ahead, self._is_drained = None, False
@@ -316,11 +316,11 @@ class _Lane(Generic[PreparedT]):
         except PassingError:
             await self._wait(DISK_RETRY_SECONDS)
             return
-        if not self.agenda.row_ids:
+        if self.agenda.is_empty:
             self._took_at, self._has_sent = now, False
         # Nothing lingers under load: rows or bytes that fill a batch say that there is more. (With rows larger than
         # half a batch the guess may be wrong; that costs one linger.)
-        size_bytes = sum(len(row.data) for row in rows)
+        size_bytes = sum([len(row.data) for row in rows])
         self._is_drained = len(rows) < limits.messages and size_bytes < limits.row_bytes // 2
         self.agenda.add(rows)
 

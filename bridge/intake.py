@@ -36,7 +36,10 @@ from bridge.message import (
     ID_CHARACTERS_MAX,
     Publish,
     Request,
+    event,
+    head_end,
     head_middle,
+    json_event,
     parse_json,
     producer_id,
     tail,
@@ -105,9 +108,11 @@ class Intake:
         self._payload_bytes_max = intake.max_payload_bytes
         self._id_fields = tuple(intake.id_fields)
         self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
-        self._store = Store(bounds, window=_REDELIVERY_ROWS, fresh_ids=self._fresh_ids)
+        self._store = Store(bounds, window=_REDELIVERY_ROWS)
         self._ids = random_bits(74)
         self._middles: dict[str, bytes] = {}
+        self._ends: dict[str, bytes] = {}  # of the topics of what is being received: one time for all of it
+        self._time = ""
         self._pending: list[Arrival | TooLarge | Echo] = []
         self._pending_epoch = 0
         self._pending_bytes = 0
@@ -134,10 +139,11 @@ class Intake:
             self._pending_epoch = epoch
         now = self._wall()
         is_set = now >= CLOCK_SET_SINCE
-        time = time_text(now) if is_set else unset_time_text(now, self._boot.id, self._boot.seconds())
+        self._time = time_text(now) if is_set else unset_time_text(now, self._boot.id, self._boot.seconds())
+        self._ends.clear()
         pending, held_before = self._pending, self._pending_bytes
-        for message in messages:
-            pending.append(self._admit(message, now, time))
+        for message, made_id in zip(messages, self._made_ids(len(messages), now), strict=True):
+            pending.append(self._admit(message, made_id, now))
         self._held_bytes += self._pending_bytes - held_before
         self._idle.clear()
         self._arrived.set()
@@ -148,12 +154,12 @@ class Intake:
             self._holds_back = True
             self.source.pause_reading()
 
-    def _admit(self, message: Publish | TooLarge, now: float, time: str) -> Arrival | TooLarge | Echo:
+    def _admit(self, message: Publish | TooLarge, made_id: bytes, now: float) -> Arrival | TooLarge | Echo:
         if isinstance(message, TooLarge):
             return message._replace(request=self._request(message)) if message.request else message
         topic, payload, packet_id, dup, own_id, content_type, expiry_seconds, request = message
-        middle = self._middles.get(topic) or self._middle(topic)
-        if not middle:
+        end = self._ends.get(topic) or self._end(topic)
+        if not end:
             self._emit(Echoed(topic))
             return Echo(packet_id)
         if request:
@@ -161,13 +167,16 @@ class Intake:
         if len(payload) > self._payload_bytes_max:
             return TooLarge(topic, packet_id, len(payload), request)
         is_json, value = parse_json(payload)
-        what = tail(payload, is_json=is_json, content_type=content_type)
         if own_id is None or not 0 < len(own_id) <= ID_CHARACTERS_MAX:
             own_id = producer_id(value, self._id_fields) if is_json else None
+        if is_json and own_id is None and b"\n" not in payload and b"\r" not in payload:  # most
+            data = json_event(made_id, end, payload)
+        else:
+            data = event(own_id or made_id.decode(), end, tail(payload, is_json=is_json, content_type=content_type))
         expires_at = None if expiry_seconds is None else now + expiry_seconds
-        self._pending_bytes += _held_bytes(what, topic, request)
+        self._pending_bytes += _held_bytes(data, request) if request else len(data)
         session = self._store.session
-        return new_arrival((topic, own_id, middle, what, now, time, packet_id, dup, session, expires_at, request))
+        return new_arrival((topic, own_id, made_id, data, now, packet_id, dup, session, expires_at, request))
 
     def _request(self, message: Publish | TooLarge) -> Request | None:
         """Return the request for a receipt if it is one that may be answered; others are counted and told of once."""
@@ -185,6 +194,12 @@ class Intake:
             self._emit(RequestRefused(message.topic, fault))
             return None
         return request
+
+    def _end(self, topic: str) -> bytes:
+        """Return what stands behind the id in the head of the events that came now on a topic; nothing for our own."""
+        middle = self._middles.get(topic) or self._middle(topic)
+        end = self._ends[topic] = head_end(middle, self._time) if middle else b""
+        return end
 
     def _middle(self, topic: str) -> bytes:
         """Return what the events of a topic have in common; nothing for the topics that the bridge publishes to.
@@ -218,9 +233,9 @@ class Intake:
             self._held_bytes += sum(group.held_bytes for group in kept)
             self._closed_groups = kept
 
-    def _fresh_ids(self, count: int) -> list[str]:
+    def _made_ids(self, count: int, now: float) -> list[bytes]:
         # One random start a process and then counted on: unique, and cheaper than 74 new random bits a message.
-        ids = uuid7s(int(self._wall() * 1000), self._ids, count)
+        ids = uuid7s(int(now * 1000), self._ids, count)
         self._ids = (self._ids + count) & ((1 << 74) - 1)
         return ids
 
@@ -286,9 +301,8 @@ class Intake:
                 self._emit(ConflictSeen(topic, event_id))
 
 
-def _held_bytes(tail: bytes, topic: str, request: Request | None) -> int:
-    held_bytes = len(tail) + 2 * len(topic)
-    return held_bytes + len(request.response_topic) + len(request.correlation) if request else held_bytes
+def _held_bytes(data: bytes, request: Request | None) -> int:
+    return len(data) + (len(request.response_topic) + len(request.correlation) if request else 0)
 
 
 def _cut(group: Group, messages_max: int) -> list[Group]:
@@ -304,7 +318,7 @@ def _without_redelivery(group: Group) -> Group:
     return Group(
         group.epoch,
         left,
-        sum(_held_bytes(item.tail, item.topic, item.request) for item in left if isinstance(item, Arrival)),
+        sum(_held_bytes(item.data, item.request) for item in left if isinstance(item, Arrival)),
     )
 
 

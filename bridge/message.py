@@ -58,7 +58,7 @@ class Publish(NamedTuple):
     request: Request | None = None
 
 
-# `Publish(...)` of all its values in order, in half the time: there is one a message at full speed.
+# `Publish(...)` of all its values in order, in half the time: there is one a message at full speed. So below.
 new_publish = partial(tuple.__new__, Publish)
 
 
@@ -67,6 +67,9 @@ class Row(NamedTuple):
 
     row_id: int
     data: bytes
+
+
+new_row = partial(tuple.__new__, Row)
 
 
 class DeadRow(NamedTuple):
@@ -118,10 +121,12 @@ def producer_id(value: Any, id_fields: tuple[str, ...]) -> str | None:
 
     Many payloads carry a camera's or a model's id as `id`; taking that for the message's would lose messages.
     """
-    if not isinstance(value, dict) or (value.keys().isdisjoint(id_fields) and "id" not in value):
+    if not isinstance(value, dict):
         return None
     for field in id_fields:
-        found = value.get(field)
+        if field not in value:  # most have none
+            continue
+        found = value[field]
         if isinstance(found, int) and not isinstance(found, bool):
             found = str(found)
         if isinstance(found, str) and 0 < len(found) <= ID_CHARACTERS_MAX:
@@ -174,7 +179,17 @@ def head_end(middle: bytes, time: str) -> bytes:
 
 def event(event_id: str, end: bytes, tail: bytes) -> bytes:
     """Return an event: its id, the `head_end` and the tail in their places."""
-    return b"%b%b%b%b" % (_HEAD, orjson.dumps(event_id)[1:-1], end, tail)
+    return b"".join((_HEAD, orjson.dumps(event_id)[1:-1], end, tail))
+
+
+def json_event(event_id: bytes, end: bytes, payload: bytes) -> bytes:
+    """Return the event of a JSON payload without line breaks; `event_id` has nothing in it to escape."""
+    return b"".join((_HEAD, event_id, end, _JSON_TAIL, payload, b"}"))
+
+
+def with_id(data: bytes, event_id: str) -> bytes:
+    """Return a stored event of ours under another id."""
+    return event(event_id, data[data.index(b'","source":', len(_HEAD)) :], b"")
 
 
 def tail(payload: bytes, *, is_json: bool, content_type: str | None = None) -> bytes:
@@ -239,13 +254,13 @@ def uuid7(unix_ms: int, random_74_bits: int) -> str:
     return f"{unix_ms >> 16 & 0xFFFF_FFFF:08x}-{unix_ms & 0xFFFF:04x}-7{a & 0xFFF:03x}-{0x8000 | b:04x}-{c:012x}"
 
 
-def uuid7s(unix_ms: int, random_74_bits: int, count: int) -> list[str]:
-    """Return so many UUIDs of this time, counted on from the first."""
+def uuid7s(unix_ms: int, random_74_bits: int, count: int) -> list[bytes]:
+    """Return so many UUIDs of this time, counted on from the first, in ASCII."""
     low = random_74_bits & 0xFFFF_FFFF_FFFF
     if low + count > 1 << 48:  # once in ten billion groups
-        return [uuid7(unix_ms, random_74_bits + i & (1 << 74) - 1) for i in range(count)]
-    same = uuid7(unix_ms, random_74_bits)[:-12]
-    return [f"{same}{number:012x}" for number in range(low, low + count)]
+        return [uuid7(unix_ms, random_74_bits + i & (1 << 74) - 1).encode() for i in range(count)]
+    same = uuid7(unix_ms, random_74_bits)[:-12].encode()
+    return [b"%b%012x" % (same, number) for number in range(low, low + count)]
 
 
 def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -> bytes | None:

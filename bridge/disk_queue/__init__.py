@@ -63,7 +63,7 @@ from bridge.disk_queue.queue import DiskQueue
 from bridge.disk_queue.receipts import Receipt, ReceiptState
 from bridge.disk_queue.repair import Verification, open_queue, repair, verify
 from bridge.disk_queue.reserve import Reserve
-from bridge.disk_queue.rows import Counts, NewRow
+from bridge.disk_queue.rows import Counts, NewRow, to_store
 from bridge.disk_queue.salvage import Salvager
 from bridge.disk_queue.selection import STATES, Selection
 from bridge.disk_queue.serializer import serializer
@@ -97,6 +97,7 @@ __all__ = [
     "repair",
     "requeue_dead",
     "serializer",
+    "to_store",
     "verify",
     "write_report",
 ]

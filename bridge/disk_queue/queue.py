@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import orjson
@@ -18,9 +19,11 @@ from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Noted
 from bridge.disk_queue.selection import Listed, Selection, bare_page, ids_without_index, page
 from bridge.errors import QueueDamagedError
 from bridge.loss import Gone, LossReason, by_topic
-from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, reads_as_ours, split
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, new_row, reads_as_ours, split
 
-_INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 7 values stay far below SQLite's 32,766
+_INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
+_PLAIN = "data, timestamp, crc, packet_id, status", f"(?,?,?,?,{READY})"
+_ANY = "data, timestamp, crc, packet_id, event_id, expires_at, status", f"(?,?,?,?,?,?,{READY})"
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
 SPAN_ROWS_MIN = 256  # delivered rows without a gap that are noted instead of marked one by one
 _TOLD_ROWS_NOTE = "loss_event_rows"
@@ -47,13 +50,12 @@ class DiskQueue(QueueConnection):
         if rows and rows[0].received_at < CLOCK_SET_SINCE and self.note(_UNSET_NOTE) is None:
             self.write_note(_UNSET_NOTE, str(self.newest_id() + 1))
         start, newest = 0, self._state.newest
+        is_plain = all(row.event_id is None and row.expires_at is None for row in rows)
         for step in _INSERT_ROWS_STEPS:
             # Many rows in one statement: sqlite3 gives up the interpreter lock once a statement, not once a row.
             while len(rows) - start >= step:
-                values: list[Any] = []
-                for data, received_at, packet_id, own_id, expires_at in rows[start : start + step]:
-                    values += (data, received_at, READY, zlib.crc32(data), packet_id, own_id, expires_at)
-                newest = self._conn.execute(_insert_sql(step), values).lastrowid or newest
+                some = rows[start : start + step]
+                newest = self._conn.execute(_insert_sql(step, is_plain), _values(some, is_plain)).lastrowid or newest
                 start += step
         if rows:
             self._become(waiting=self._state.waiting + len(rows), newest=newest)
@@ -94,7 +96,7 @@ class DiskQueue(QueueConnection):
         return not self._holds and self._state.waiting > self._state.taken
 
     def _take_span(self, first: int, last: int, messages_max: int, bytes_max: int, now: float = 0.0) -> tuple[Row, ...]:
-        taken = self._taken_ids()
+        taken = self._taken_ids() if first <= self._state.cursor else frozenset()  # none is behind the cursor
         rows: list[Row] = []
         bad: list[DeadRow] = []
         expired: list[int] = []
@@ -148,7 +150,7 @@ class DiskQueue(QueueConnection):
             if zlib.crc32(data) != crc:
                 return DeadRow(row_id, "crc")
             if reads_as_ours(data):
-                row = Row(row_id, data)
+                row = new_row((row_id, data))
                 return self._put_right(row) if _is_undated(received_at) and self._is_unsent(row_id) else row
         is_time = isinstance(received_at, (int, float)) and 0 <= received_at < _TIME_MAX
         event = None if data is None else self._adopt(data, float(received_at) if is_time else 0.0)
@@ -666,8 +668,18 @@ def _gone(data: bytes | None, received_at: Any) -> Gone:
         return Gone(None, None, at)
 
 
-def _insert_sql(rows: int) -> str:
-    marks = ",".join(["(?,?,?,?,?,?,?)"] * rows)
-    return (
-        f"INSERT INTO ack_queue_default (data, timestamp, status, crc, packet_id, event_id, expires_at) VALUES {marks}"
-    )
+@cache
+def _insert_sql(rows: int, is_plain: bool) -> str:  # noqa: FBT001 - the key of a cache
+    """Return the statement that stores so many rows; plain ones have neither a producer's id nor an expiry."""
+    columns, marks = _PLAIN if is_plain else _ANY
+    return f"INSERT INTO ack_queue_default ({columns}) VALUES {','.join([marks] * rows)}"
+
+
+def _values(rows: Sequence[NewRow], is_plain: bool) -> list[Any]:  # noqa: FBT001 - as there
+    if is_plain:  # each value less costs a tenth of a microsecond a row
+        return [value for data, at, packet_id, _, _ in rows for value in (data, at, zlib.crc32(data), packet_id)]
+    return [
+        value
+        for data, at, packet_id, own_id, expires_at in rows
+        for value in (data, at, zlib.crc32(data), packet_id, own_id, expires_at)
+    ]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from bridge.disk_queue.rows import NewRow
-from bridge.message import CLOCK_SET_SINCE, Row
+from bridge.message import CLOCK_SET_SINCE, Row, new_row
 
 _BYTES_MAX = 8 << 20  # some groups and batches
 
@@ -27,24 +27,28 @@ class Recent:
         """Hear of rows that were stored, of which `newest` is the last id."""
         first = newest - len(rows) + 1
         behind = self._rows[-1].row_id if self._rows else cursor
-        self._bytes += sum([len(row.data) for row in rows])
+        events = [row.data for row in rows]
+        self._bytes += sum(map(len, events))
         if behind + 1 != first or self._bytes > _BYTES_MAX or not all(map(_stays_as_it_is, rows)):
             self.clear()
             return
-        self._rows += [Row(row_id, row.data) for row_id, row in enumerate(rows, first)]
+        self._rows.extend(map(new_row, zip(range(first, newest + 1), events, strict=True)))
 
     def take(self, cursor: int, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
         """Take the rows behind the cursor, at most so many and (but for the first) so many bytes; () if unknown."""
-        if not self._rows or self._rows[0].row_id != cursor + 1:
+        rows = self._rows
+        if not rows or rows[0].row_id != cursor + 1:
             return ()
         taken: list[Row] = []
         size_bytes = 0
-        while self._rows and len(taken) < messages_max:
-            size_bytes += len(self._rows[0].data)
+        while rows and len(taken) < messages_max:
+            row = rows[0]
+            size_bytes += len(row.data)
             if taken and size_bytes > bytes_max:
                 break
-            taken.append(self._rows.popleft())
-            self._bytes -= len(taken[-1].data)
+            taken.append(row)
+            rows.popleft()
+        self._bytes -= sum([len(row.data) for row in taken])
         return tuple(taken)
 
     def clear(self) -> None:

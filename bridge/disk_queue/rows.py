@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from bridge.message import parse_json
@@ -20,6 +21,9 @@ class NewRow(NamedTuple):
     packet_id: int | None = None
     event_id: str | None = None
     expires_at: float | None = None
+
+
+to_store = partial(tuple.__new__, NewRow)  # `NewRow(...)` of all its values, in half the time
 
 
 class SavedRow(NamedTuple):

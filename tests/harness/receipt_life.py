@@ -20,7 +20,7 @@ from bridge.admission import Arrival, Group, Store
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue, Receipt
 from bridge.disk_thread import DiskThread
-from bridge.message import Request, head_middle, tail
+from bridge.message import Request, head, head_middle, tail
 from tests.harness.powercut_life import life_options, lived
 
 RECEIVED_AT, TIME = 1.8e9, "2027-01-15T08:00:00Z"
@@ -33,8 +33,8 @@ def arrivals(numbers: range, choice: random.Random) -> list[Arrival]:
         what = tail(orjson.dumps("x" * choice.choice((100, 300, 5000))), is_json=True)
         request = Request("edge/buffer/receipts/press-4", name.encode(), until_delivered=choice.random() < 0.5)
         asked = request if choice.random() < 0.7 else None
-        middle = head_middle("edge/x", "t")
-        made.append(Arrival("t", name, middle, what, RECEIVED_AT, TIME, 1, dup=False, session=0, request=asked))
+        data = head(name, head_middle("edge/x", "t"), TIME) + what
+        made.append(Arrival("t", name, b"never", data, RECEIVED_AT, 1, dup=False, session=0, request=asked))
     return made
 
 
@@ -42,9 +42,7 @@ async def live(disk_queue: DiskQueue, say: Callable[[Sequence[Receipt]], None], 
     """Store groups and ack batches, several verbs waiting at a time so that they share transactions."""
     choice = random.Random(seed)
     bounds = Settings.model_validate({"device_id": "x", "upload": {"url": "http://127.0.0.1:9"}}).queue
-    store = Store(
-        bounds.model_copy(update={"min_free_disk_bytes": 0}), window=10, fresh_ids=lambda count: ["never"] * count
-    )
+    store = Store(bounds.model_copy(update={"min_free_disk_bytes": 0}), window=10)
     disk = DiskThread(disk_queue, keep_seconds=3600, keep_messages=1_000_000, on_receipts=say)
     next_number = disk_queue.newest_id() + 1
     for _ in range(steps):

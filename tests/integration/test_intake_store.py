@@ -14,7 +14,7 @@ from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.disk_queue.receipts import ReceiptState
 from bridge.loss import LossReason
-from bridge.message import DeadRow, Request, event_id, head_middle, parse_json, producer_id, tail, uuid7
+from bridge.message import DeadRow, Request, event_id, head, head_middle, parse_json, producer_id, tail, uuid7
 from bridge.wire import TooLarge
 
 TIME = "2026-11-23T18:00:00.000000Z"
@@ -29,8 +29,10 @@ def disk_queue(tmp_path: Path) -> Iterator[DiskQueue]:
 
 def make_store(**bounds: object) -> Store:
     settings = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "queue": bounds})
-    numbers = count(1)
-    return Store(settings.queue, window=100, fresh_ids=lambda wanted: [uuid7(0, next(numbers)) for _ in range(wanted)])
+    return Store(settings.queue, window=100)
+
+
+NUMBERS = count(1)
 
 
 def arrival(
@@ -38,8 +40,9 @@ def arrival(
 ) -> Arrival:
     is_json, value = parse_json(payload)
     own_id = producer_id(value, ("prediction_id",))
-    what = tail(payload, is_json=is_json)
-    return Arrival(topic, own_id, head_middle("edge/x", topic), what, 1.0, TIME, packet_id, dup, session)
+    made_id = uuid7(0, next(NUMBERS))
+    data = head(own_id or made_id, head_middle("edge/x", topic), TIME) + tail(payload, is_json=is_json)
+    return Arrival(topic, own_id, made_id.encode(), data, 1.0, packet_id, dup, session)
 
 
 def put(queue: DiskQueue, store: Store, *items: Arrival | TooLarge, epoch: int = 1) -> Outcome:
@@ -74,11 +77,13 @@ def test_the_same_id_is_still_known_while_the_delivered_row_is_kept(disk_queue: 
 
 def test_the_same_id_with_another_payload_keeps_both_the_later_under_a_fresh_id(disk_queue: DiskQueue) -> None:
     store = make_store()
-    outcome = put(disk_queue, store, arrival(b'{"prediction_id":"a","x":1}'), arrival(b'{"prediction_id":"a","x":2}'))
+    later = arrival(b'{"prediction_id":"a","x":2}')
+    outcome = put(disk_queue, store, arrival(b'{"prediction_id":"a","x":1}'), later)
     assert (outcome.stored, outcome.duplicates, outcome.conflicts) == (2, 0, (("edge/predictions", "a"),))
     with disk_queue.transaction():
-        ids = [event_id(row.data) for row in disk_queue.take(10, 10_000)]
-    assert ids == ["a", uuid7(0, 2)]  # one is made for each message, needed or not
+        rows = disk_queue.take(10, 10_000)
+    assert [event_id(row.data) for row in rows] == ["a", later.made_id.decode()]
+    assert [orjson.loads(row.data)["data"]["x"] for row in rows] == [1, 2]
 
 
 def test_messages_without_an_id_are_all_stored_however_alike(disk_queue: DiskQueue) -> None:
