@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PAGE_BYTES_DEFAULT = 4096
+_PAGE_BYTES_MIN, _PAGE_BYTES_MAX = 512, 65_536
 DATABASE_MAGIC = b"SQLite format 3\0"
 ID_MAX = 2**63 - 1
 
@@ -182,7 +183,7 @@ def _pread(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def _is_page_size(size: int) -> bool:
-    return 512 <= size <= 65_536 and size & (size - 1) == 0  # noqa: PLR2004 - SQLite's limits
+    return _PAGE_BYTES_MIN <= size <= _PAGE_BYTES_MAX and size & (size - 1) == 0
 
 
 class Pages:
@@ -195,6 +196,7 @@ class Pages:
         self._wal_file = self._open(Path(f"{file}-wal"))
         header = self._read(self._database, 100, 0)
         size = int.from_bytes(header[16:18], "big") if header.startswith(DATABASE_MAGIC) else 0
+        size = _PAGE_BYTES_MAX if size == 1 else size  # two bytes have no room for it
         self.page_bytes = next(filter(_is_page_size, (size, self._wal.page_bytes)), PAGE_BYTES_DEFAULT)
         size_bytes = 0 if self._database is None else os.fstat(self._database).st_size
         self.count = max(-(-size_bytes // self.page_bytes), *self._wal.images, 0)
