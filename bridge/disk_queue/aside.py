@@ -68,11 +68,11 @@ def look_at(folder: Path) -> Wal:
 
 def _header_trouble(file: Path, size_bytes: int, *, has_wal: bool) -> str:
     """Return what is wrong with a header of ours: https://sqlite.org/fileformat2.html#the_database_header."""
-    start = first_bytes(file)[:100]
+    start = first_bytes(file)
     page_bytes = int.from_bytes(start[16:18], "big")
-    versions, fractions, encoding = start[18:20], start[20:24], start[56:60]
-    is_right = versions in {b"\1\1", b"\2\2"} and fractions == b"\0\x40\x20\x20" and encoding[:3] == bytes(3)
-    if not start.startswith(DATABASE_MAGIC) or not is_right or encoding[3] > 1:  # 0: its first table is in the WAL
+    versions, fractions, encoding = start[18:20], start[20:24], int.from_bytes(start[56:60])
+    is_right = versions in {b"\1\1", b"\2\2"} and fractions == b"\0\x40\x20\x20"
+    if not start.startswith(DATABASE_MAGIC) or not is_right or encoding > 1:  # 0: its first table is in the WAL
         return "its header is not SQLite's"
     count_is_valid = start[24:28] == start[92:96] and not has_wal
     if count_is_valid and size_bytes < int.from_bytes(start[28:32], "big") * page_bytes:

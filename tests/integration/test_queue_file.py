@@ -56,6 +56,7 @@ def test_a_new_file_is_private_and_its_name_is_on_the_medium(tmp_path: Path, mon
     umask = os.umask(0)
     try:
         make_private(tmp_path / "new")
+        assert synced == [tmp_path]
         make_private(tmp_path / "new")
     finally:
         os.umask(umask)
@@ -122,6 +123,12 @@ def test_a_table_that_only_has_the_name_of_ours_is_another_programs(
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
+def test_five_tables_of_another_program_are_named_and_no_more(tmp_path: Path) -> None:
+    execute(tmp_path / FILE_NAME, *(f"CREATE TABLE {name} (a)" for name in "fedcba"))
+    with pytest.raises(QueueUnusableError, match=r"its tables: a, b, c, d, e\)"):
+        DiskQueue(tmp_path)
+
+
 @pytest.mark.parametrize(
     "statement",
     ["PRAGMA user_version = 5000", "PRAGMA user_version = -1", "ALTER TABLE ack_queue_default RENAME TO q"],
@@ -160,6 +167,11 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size - 4096)
 
 
+def count_more_pages_than_any_card_holds(file: Path) -> None:
+    """A flipped bit in the highest byte of the count."""
+    overwrite(file, 28, b"\1")
+
+
 def cut_where_the_count_is_old(file: Path) -> None:
     """A version of SQLite that knew no count wrote last."""
     overwrite(file, 92, b"\0\0\0\0")
@@ -173,7 +185,13 @@ def cut_beside_a_wal(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "is_damaged"), [(cut, True), (cut_where_the_count_is_old, False), (cut_beside_a_wal, False)]
+    ("change", "is_damaged"),
+    [
+        (cut, True),
+        (count_more_pages_than_any_card_holds, True),
+        (cut_where_the_count_is_old, False),
+        (cut_beside_a_wal, False),
+    ],
 )
 def test_an_end_is_missed_only_where_the_header_counts_the_pages(
     file: Path, change: Callable[[Path], None], is_damaged: bool
