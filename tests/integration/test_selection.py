@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from bridge.disk_queue import DiskQueue, NewRow, Request, Selection, answer, commands, requeue_dead
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Page, Request, Selection, answer, commands, requeue_dead
 from bridge.disk_queue import selection as selection_module
 from bridge.disk_queue.selection import PAGE_ROWS, STATES
 from bridge.errors import OperatorError
@@ -204,6 +206,9 @@ def test_pages_of_bare_lines_are_bounded_in_rows_and_bytes(
     monkeypatch.setattr(selection_module, "_PAGE_BYTES", 2 * len(event("m0")))
     assert disk_queue.select_bare(Selection(), 0) == ([event("m0"), event("m1")], 2)
     assert disk_queue.select(Selection(), 0)[1] == 2
+    monkeypatch.setattr(selection_module, "_PAGE_BYTES", 2 * len(event("m0")) + 1)
+    assert disk_queue.select_bare(Selection(), 0)[1] == 3
+    assert disk_queue.select(Selection(), 0)[1] == 3
 
 
 def test_ids_that_are_in_no_index_are_read_from_the_rows(mixed: DiskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,12 +220,32 @@ def test_ids_that_are_in_no_index_are_read_from_the_rows(mixed: DiskQueue, monke
 
 
 def test_a_time_that_no_clock_says_is_shown_as_none_and_counts_as_old(disk_queue: DiskQueue) -> None:
-    times = [0.0, -1.0, 253_402_300_799.0, 1e300]
+    times = [0.0, -1.0, 253_402_300_799.0, 253_402_300_800.0]
     with disk_queue.transaction():
         disk_queue.put_rows([NewRow(event(f"m{n}"), at) for n, at in enumerate(times)])
     rows, _ = disk_queue.select(Selection(), 0)
     assert [row.received_at for row in rows] == [0.0, None, 253_402_300_799.0, None]
-    assert [row.row_id for row in disk_queue.select(Selection(received_before=5.0), 0)[0]] == [1, 2, 4]
+    assert [row.row_id for row in disk_queue.select(Selection(received_before=0.5), 0)[0]] == [1, 2, 4]
+
+
+def test_what_cannot_be_decoded_is_listed_without_a_name_and_has_no_id_to_tell(disk_queue: DiskQueue) -> None:
+    with disk_queue.transaction():
+        disk_queue.put_rows([NewRow(data, 1.0) for data in (b"\x80", b"{}", b"[]", event("m4"))])
+    rows, _ = disk_queue.select(Selection(), 0)
+    assert [(row.row_id, row.event_id, row.topic) for row in rows] == [
+        *((n, None, None) for n in (1, 2, 3)),
+        (4, "m4", "t"),
+    ]
+    assert disk_queue.ids_without_index(0) == (["m4"], None)
+
+
+def test_a_row_that_died_without_an_answer_is_shown_with_its_reason(disk_queue: DiskQueue) -> None:
+    put(disk_queue, 1)
+    with disk_queue.transaction():
+        disk_queue.reject([DeadRow(row.row_id, "crc", None, 0) for row in disk_queue.take(1, 1)])
+    ((row,), _) = disk_queue.select(Selection(reason="crc"), 0)
+    assert row.died is not None
+    assert row.died[:3] == ("crc", None, 0)
 
 
 def test_compacting_gives_all_free_pages_back_in_steps_and_says_how_much(
@@ -250,6 +275,42 @@ def test_compacting_gives_all_free_pages_back_in_steps_and_says_how_much(
         assert answer(disk_queue, Request.of("compact", Selection())).items[0]["bytes"] == 0
 
 
+def test_after_compacting_the_file_is_as_small_as_it_says(
+    disk_queue: DiskQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step has the WAL written back: before that the file is as large as it was."""
+    monkeypatch.setattr(commands, "_STEP_PAGES", 20)
+    put(disk_queue, 100, b'"%b"' % (b"x" * 2000))
+    with disk_queue.transaction():
+        disk_queue.discard(list(range(1, 101)))
+    disk_queue.checkpoint()
+    before = (tmp_path / FILE_NAME).stat().st_size
+    given = 0
+    after: int | None = 0
+    while after is not None:
+        with disk_queue.transaction():
+            page = answer(disk_queue, Request.of("compact", Selection(), after))
+        disk_queue.bound_wal()  # as after each transaction
+        given, after = given + page.items[0]["bytes"], page.next
+    assert given > 0
+    assert (tmp_path / FILE_NAME).stat().st_size == before - given
+
+
+def test_a_file_of_the_stock_library_cannot_be_compacted_and_the_answer_says_so(tmp_path: Path) -> None:
+    table = "(_id INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB, timestamp FLOAT, status INTEGER)"
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        connection.execute(f"CREATE TABLE ack_queue_default {table}")
+    queue = DiskQueue(tmp_path, durability="crash")
+    put(queue, 100, b'"%b"' % (b"x" * 2000))
+    with queue.transaction():
+        queue.discard(list(range(1, 101)))
+        page = answer(queue, Request.of("compact", Selection()))
+    free, page_bytes = queue.free_pages()
+    queue.close()
+    assert free > 20
+    assert page == Page([{"bytes": 0, "left_bytes": free * page_bytes, "possible": False}], None)
+
+
 def test_losses_are_selected_by_id_time_topic_and_reason_in_pages(
     disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,3 +338,120 @@ def test_lines_that_are_no_text_are_told_as_base64() -> None:
     assert commands.ndjson([b"{}", b"a\nb", b"\xff", b""]) == (
         b'{}\n{"data_base64":"YQpi"}\n{"data_base64":"/w=="}\n{"data_base64":""}\n'
     )
+    assert commands.ndjson([b"a\nb"]) == b'{"data_base64":"YQpi"}\n'
+    assert commands.ndjson([b"a\nb\nc"]) == b'{"data_base64":"YQpiCmM="}\n'
+
+
+# ---- what the commands answer: docs/QUEUE.md ----
+
+
+@pytest.fixture
+def dated(disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch) -> DiskQueue:
+    """Row 1 is delivered, 2 dead, 3 in flight, 4 and 5 ready; received in 1970, settled in 2001."""
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    with disk_queue.transaction():
+        disk_queue.put_rows([NewRow(event(f"m{n}"), float(n)) for n in range(1, 5)])
+        disk_queue.put_rows([NewRow(b"\xff", 5.0)])
+        disk_queue.ack_rows([row.row_id for row in disk_queue.take(1, 1 << 20)])
+        disk_queue.reject([DeadRow(row.row_id, "refused", 422, 3, "no") for row in disk_queue.take(1, 1 << 20)])
+        disk_queue.take(1, 1 << 20)
+    return disk_queue
+
+
+def asked(queue: DiskQueue, command: str, selection: Selection | None = None, after: int = 0) -> Page:
+    with queue.transaction():
+        return answer(queue, Request.of(command, selection or Selection(), after))
+
+
+DIED = {"reason": "refused", "status_code": 422, "attempts": 3, "at": "2001-09-09T01:46:40.000Z", "excerpt": "no"}
+SHOWN = [
+    {
+        "row": number,
+        "id": None if number == 5 else f"m{number}",
+        "state": state,
+        "topic": None if number == 5 else "t",
+        "received_at": f"1970-01-01T00:00:0{number}.000Z",
+        "settled_at": "2001-09-09T01:46:40.000Z" if number < 3 else None,
+        "bytes": 1 if number == 5 else len(event("m1")),
+        "died": DIED if number == 2 else None,
+    }
+    for number, state in enumerate(("delivered", "dead", "taken", "ready", "ready"), start=1)
+]
+
+
+def test_rows_are_listed_with_all_that_is_known_of_them_and_exported_with_their_events(dated: DiskQueue) -> None:
+    assert asked(dated, "list") == Page(SHOWN, None)
+    events = [*({"event": event(f"m{n}").decode()} for n in range(1, 5)), {"event_base64": "/w=="}]
+    assert asked(dated, "export") == Page([row | its for row, its in zip(SHOWN, events, strict=True)], None)
+    lines = b"".join(event(f"m{n}") + b"\n" for n in range(1, 5)) + b'{"data_base64":"/w=="}\n'
+    assert asked(dated, "lines") == Page([], None, lines)
+    assert asked(dated, "ids") == Page([{"ids": ["m1", "m2", "m3", "m4"]}], None)
+
+
+def test_the_pages_of_every_listing_go_on_where_the_last_one_ended(
+    dated: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection_module, "PAGE_ROWS", 3)
+    monkeypatch.setattr(selection_module, "_LINES_ROWS", 3)
+    for command in ("list", "export", "lines", "ids"):
+        assert asked(dated, command).next == 3
+        assert asked(dated, command, after=3).next is None
+    monkeypatch.setattr(selection_module, "PAGE_ROWS", 1)
+    assert asked(dated, "requeue").next == 2, "the only dead row"
+    assert asked(dated, "requeue", after=2).next is None
+    assert asked(dated, "purge").next == 1, "the only delivered row"
+
+
+def test_the_stats_count_states_losses_and_bytes(dated: DiskQueue) -> None:
+    assert asked(dated, "stats").items == [
+        {
+            "ready": 2,
+            "taken": 1,
+            "delivered": 1,
+            "dead": 1,
+            "bytes": dated.counts().size_bytes,
+            "oldest_at": "1970-01-01T00:00:03.000Z",
+            "first_row": 1,
+            "last_row": 5,
+            "losses": {"dead": 1},
+            "lost": 1,
+        }
+    ]
+    assert asked(dated, "purge") == Page([{"rows": 2}], None)
+    (stats,) = asked(dated, "stats").items
+    assert (stats["losses"], stats["lost"]) == ({"dead": 1, "dead_removed": 1}, 1), "lost once"
+    assert (stats["first_row"], stats["delivered"], stats["dead"]) == (3, 0, 0)
+
+
+def test_requeued_rows_are_counted_and_keep_why_they_died(dated: DiskQueue) -> None:
+    assert asked(dated, "requeue") == Page([{"rows": 1}], None)
+    assert asked(dated, "requeue") == Page([{"rows": 0}], None)
+    (row,) = asked(dated, "list", Selection(ids=("m2",))).items
+    assert (row["state"], row["settled_at"], row["died"]) == ("ready", None, DIED)
+
+
+def test_an_entry_of_the_ledger_is_told_with_all_its_parts(dated: DiskQueue) -> None:
+    assert asked(dated, "losses") == Page(
+        [
+            {
+                "loss": 1,
+                "at": "2001-09-09T01:46:40.000Z",
+                "reason": "dead",
+                "messages": 1,
+                "topic": "t",
+                "first_at": "1970-01-01T00:00:02.000Z",
+                "last_at": "1970-01-01T00:00:02.000Z",
+                "detail": "refused (HTTP 422)",
+                "ids": ("m2",),
+            }
+        ],
+        None,
+    )
+
+
+def test_times_that_no_calendar_has_are_none() -> None:
+    assert [commands.rfc3339(at) for at in (None, 0.0, 1e18, float("nan"), float("inf"))] == [
+        None,
+        "1970-01-01T00:00:00.000Z",
+        *(None, None, None),
+    ]
