@@ -99,16 +99,16 @@ def verify(folder: Path, progress: Progress = lambda _done, _of: None) -> Verifi
 
 @contextmanager
 def _read_only(file: Path) -> Iterator[sqlite3.Connection]:
-    shared_memory = Path(f"{file}-shm")
-    was_there = shared_memory.exists()
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
-        connection.text_factory = readable
-        try:
+    beside = [Path(f"{file}{suffix}") for suffix in ("-shm", "-wal")]
+    made = [path for path in beside if not path.exists()]
+    try:
+        # A reader neither writes the WAL back nor deletes it, but makes an empty one where there is none.
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
+            connection.text_factory = readable
             yield connection
-        finally:
-            connection.close()  # a reader neither writes the WAL back nor deletes it
-            if not was_there:
-                shared_memory.unlink(missing_ok=True)
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
 
 
 def _refuse_foreign(connection: sqlite3.Connection, file: Path) -> None:

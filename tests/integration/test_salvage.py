@@ -263,6 +263,7 @@ def test_salvaged_rows_keep_id_state_company_and_reason_and_new_ones_come_after_
     set_aside(folder)
     queue, damage, salvagers = open_queue(folder)
     assert damage is None
+    assert (queue.losses(), queue.ledger.totals()) == (entries, totals), "at once"
     fill(queue, 1001, 1003)
     assert take(queue) == [], "nothing newer leaves while older rows are on their way back"
     store_all(queue, salvagers[0])
