@@ -258,7 +258,7 @@ class Salvager:
         if altered:
             queue.reject(altered)
         counted = (tally.salvaged + salvaged, tally.waiting + len(waiting), tally.altered + len(altered))
-        return self._noted(queue, Tally(portion.places, portion.last_id, *counted))
+        return self._noted(queue, Tally(portion.places, portion.last_id, *counted, tally.is_finished))
 
     def finish(self, queue: DiskQueue, tally: Tally) -> Report:
         """Write what is missing in the loss ledger (I9), and return the report."""
