@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.disk_queue.pages import ID_MAX, Pages, Place, Record, Wal, read_wal
+from bridge.disk_queue.pages import Pages, Place, Record, Wal, read_wal
 
+ID_MAX = 2**63 - 1
 PAGE_SIZES = [512, 1024, 4096, 65_536]
 INTEGERS = [
     *(0, 1, 2, -1),
@@ -335,6 +336,8 @@ def test_an_older_generation_behind_the_newest_frames_is_not_read(wal: Path) -> 
     older, newer = wal_of(FOUR, salts=b"SALTsalt"), wal_of([(9, 9), (8, 8)])
     wal.write_bytes(newer + older[len(newer) :])
     assert read_wal(wal) == Wal({9: image_at(1), 8: image_at(2)}, 512)
+    wal.write_bytes(newer[:32] + older[32:])
+    assert read_wal(wal) == Wal({}, 512), "a new generation of which nothing is written yet"
 
 
 @pytest.mark.parametrize(
@@ -352,6 +355,44 @@ def test_one_flipped_bit_in_the_header_loses_no_frame(wal: Path, at: int, magic:
     found = read_wal(wal)
     assert found.images == {number: image_at(number, 4096) for number in range(1, 5)}
     assert (found.bad_frames, found.is_damaged) == (4, True)
+    one = wal_of(FOUR[:1], magic=magic, page_bytes=4096)
+    one[at] ^= 4
+    wal.write_bytes(one)
+    found = read_wal(wal)
+    assert (found.images, found.bad_frames, found.is_damaged) == ({1: 56}, 1, False)
+
+
+def test_a_frame_of_no_page_is_not_sound_whatever_its_checksum_says(wal: Path) -> None:
+    wal.write_bytes(wal_of([(1, 1), (0, 2), (3, 3)]))
+    assert read_wal(wal) == Wal({1: image_at(1), 3: image_at(3)}, 512, 2, is_damaged=True)
+
+
+def test_a_single_page_is_committed(wal: Path) -> None:
+    wal.write_bytes(wal_of([(1, 1)]))
+    assert read_wal(wal) == Wal({1: image_at(1)}, 512)
+    wal.write_bytes(wal_of([(1, 0)]))
+    assert read_wal(wal) == Wal({}, 512)
+
+
+@pytest.mark.parametrize("bad", range(1, 65))
+def test_a_bad_frames_commit_counts_if_no_cut_can_have_left_it_without_its_checksum(wal: Path, bad: int) -> None:
+    """Sectors are written whole: what stands in one with the checksum is as new as the checksum."""
+    content = wal_of([(number, 9 if number == bad else 0) for number in range(1, 67)])
+    header_at = image_at(bad) - 24
+    sectors = {at // 512 for at in range(header_at + 4, header_at + 24)}
+    content[image_at(bad)] ^= 1
+    wal.write_bytes(content)
+    assert read_wal(wal).is_damaged is (len(sectors) == 1)
+
+
+def test_no_descriptor_is_left_open(wal: Path) -> None:
+    wal.write_bytes(wal_of(FOUR))
+    wal.with_name("file").write_bytes(bytes(512))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    read_wal(wal)
+    with read(wal.with_name("file")):
+        assert len(list(Path("/proc/self/fd").iterdir())) == before + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("content", [None, b"", bytes(31), bytes(wal_of([])), bytes(wal_of(FOUR))[: 32 + 24 + 511]])
