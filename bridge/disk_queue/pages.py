@@ -264,7 +264,7 @@ class Pages:
     def places(self, root: int) -> list[Place]:
         """Return the leaf pages of a table in order, with holes where the tree is broken; together they cover all ids.
 
-        Only interior pages are read.
+        Of leaves nothing but their kind is looked at.
         """
         found: list[Place] = []
         seen: set[int] = set()

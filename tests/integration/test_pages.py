@@ -6,7 +6,9 @@ place of it can be wrong alone.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import shutil
 import sqlite3
 import struct
@@ -383,6 +385,34 @@ def test_a_bad_frames_commit_counts_if_no_cut_can_have_left_it_without_its_check
     content[image_at(bad)] ^= 1
     wal.write_bytes(content)
     assert read_wal(wal).is_damaged is (len(sectors) == 1)
+
+
+class BadSector:
+    """A medium that refuses to read one place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self._at, self._pread = at, os.pread
+        monkeypatch.setattr(os, "pread", self.pread)
+
+    def pread(self, descriptor: int, size: int, offset: int) -> bytes:
+        if offset <= self._at < offset + size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._pread(descriptor, size, offset)
+
+
+def test_a_bad_sector_in_the_wal_is_its_end(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wal.write_bytes(wal_of([(1, 1), (2, 2), (3, 3)]))
+    BadSector(monkeypatch, image_at(3))
+    assert read_wal(wal) == Wal({1: image_at(1), 2: image_at(2)}, 512)
+
+
+def test_a_bad_sector_in_the_database_is_a_hole(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, sound = leaves(tree)
+    BadSector(monkeypatch, (sound[3].page - 1) * 512 + 7)
+    with read(tree) as pages:
+        assert pages.places(root) == [*sound[:3], sound[3]._replace(page=0), *sound[4:]]
+        assert pages.records(sound[3].page) == ([], 1)
+        assert pages.page(sound[3].page) == b""
 
 
 def test_no_descriptor_is_left_open(wal: Path) -> None:
