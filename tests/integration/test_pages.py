@@ -165,6 +165,27 @@ def test_every_free_page_is_known_and_none_else(tmp_path: Path, page_bytes: int)
         assert set(pages.other_leaves(known)) == leaves - known
 
 
+def test_the_roots_are_those_of_the_tables_whose_entry_can_be(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with closing(database(file, 512)) as connection:
+        for name in ("one", "two", "three", "four", "five", "six"):
+            connection.execute(f"CREATE TABLE {name} (a)")
+        connection.execute("CREATE INDEX by_a ON one (a)")
+        roots = dict(connection.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'table'").fetchall())
+        count = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute("PRAGMA writable_schema = ON")
+        for name, change in (
+            ("two", "rootpage = 'x'"),
+            ("three", "rootpage = 0"),
+            ("four", f"rootpage = {count + 1}"),
+            ("five", "name = x'00'"),
+            ("six", f"rootpage = {count}"),
+        ):
+            connection.execute(f"UPDATE sqlite_master SET {change} WHERE name = '{name}'")  # noqa: S608 - above
+    with read(file) as pages:
+        assert pages.roots() == {"one": roots["one"], "six": count}
+
+
 def test_a_page_that_is_not_there_is_empty(tmp_path: Path) -> None:
     file = tmp_path / "file"
     with closing(database(file, 512)) as connection:

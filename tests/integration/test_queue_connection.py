@@ -77,10 +77,22 @@ def waiting_in(file: Path) -> int:
 # ---- opening ----
 
 
-def test_the_wal_gathers_half_a_reserve_before_it_is_written_back(queue: DiskQueue) -> None:
-    wal_bytes = queue._reserve.size_bytes // 2
-    assert queue._pragma("wal_autocheckpoint") == wal_bytes // queue._pragma("page_size")
-    assert queue._pragma("journal_size_limit") == 4 * wal_bytes
+def test_the_wal_gathers_two_reserves_before_it_is_written_back_and_half_of_one_on_a_full_disk(
+    queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve_bytes, page_bytes = queue._reserve.size_bytes, queue._pragma("page_size")
+    assert queue._pragma("wal_autocheckpoint") == 2 * reserve_bytes // page_bytes
+    assert queue._pragma("journal_size_limit") == 4 * reserve_bytes
+    put(queue, 1)
+    queue.keep_reserve()
+    queue.relieve()
+    assert queue._pragma("wal_autocheckpoint") == reserve_bytes // 2 // page_bytes
+    monkeypatch.setattr(queue, "disk_free_bytes", lambda: 0)
+    queue.keep_reserve()
+    assert queue._pragma("wal_autocheckpoint") == reserve_bytes // 2 // page_bytes
+    monkeypatch.undo()
+    queue.keep_reserve()
+    assert queue._pragma("wal_autocheckpoint") == 2 * reserve_bytes // page_bytes
 
 
 def test_what_is_ours_is_made_private_when_it_is_opened(tmp_path: Path) -> None:
@@ -313,6 +325,18 @@ def test_a_wal_is_written_back_once_it_has_outgrown_its_bound(
         monkeypatch.setattr(connection_module, "_WAL_BYTES_MAX", bound)
         queue.bound_wal()
         assert waiting_in(file) == waiting
+
+
+def test_a_wal_that_makes_the_file_grow_by_half_a_reserve_is_written_back(queue: DiskQueue, tmp_path: Path) -> None:
+    queue.checkpoint()
+    before = (tmp_path / FILE_NAME).stat().st_size
+    put(queue, 500)
+    growth_bytes = queue._pragma("page_count") * queue._pragma("page_size") - before
+    assert growth_bytes > 0
+    for reserve_bytes, waiting in ((2 * growth_bytes, 0), (2 * growth_bytes - 2, 500)):
+        queue._reserve.size_bytes = reserve_bytes
+        queue.bound_wal()
+        assert waiting_in(tmp_path / FILE_NAME) == waiting
 
 
 def test_a_small_wal_is_written_back_once_if_it_was_asked_for(queue: DiskQueue, tmp_path: Path) -> None:

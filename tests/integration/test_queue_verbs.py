@@ -383,16 +383,40 @@ def test_delivered_rows_that_are_too_old_or_too_many_go_oldest_first(
     assert queue.counts()[:4] == (2, 0, 1, 0)
 
 
-def test_tidying_says_whether_more_may_follow(queue: DiskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_module, "_TIDY_ROWS", 3)
+def test_tidying_says_whether_more_may_follow(queue: DiskQueue) -> None:
     put_many(queue, 7)
     ack(queue, take(queue, 7))
     told = []
     for _ in range(4):
         with queue.transaction():
-            told.append(queue.tidy(3600, 0))
-    assert told == [True, True, False, False]
-    assert queue.counts().delivered == 0
+            told.append((queue.tidy(3600, 0, 3), queue.counts().delivered))
+    assert told == [(True, 4), (True, 1), (False, 0), (False, 0)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "keep_messages", "left"), [(3, 4, 7), (3, 8, 8), (3, 10, 10), (0, 0, 10), (100, 4, 4), (100, 0, 0)]
+)
+def test_as_many_delivered_rows_make_way_as_come_but_none_that_is_to_be_kept(
+    queue: DiskQueue, rows: int, keep_messages: int, left: int
+) -> None:
+    put_many(queue, 12)
+    ack(queue, take(queue, 10))
+    with queue.transaction():
+        queue.make_way(rows, keep_messages)
+    assert queue.counts()[:4] == (2, 0, left, 0)
+    assert queue.row_range() == (11 - left, 12)
+
+
+def test_noted_and_marked_rows_make_way_in_order(queue: DiskQueue) -> None:
+    put_many(queue, SPAN_ROWS_MIN + 10)
+    ack(queue, take(queue, 4))
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    ack(queue, take(queue, 6))
+    for rows, first in ((6, 7), (SPAN_ROWS_MIN, SPAN_ROWS_MIN + 7)):
+        with queue.transaction():
+            queue.make_way(rows, 0)
+        assert queue.row_range() == (first, SPAN_ROWS_MIN + 10)
+    assert queue.counts()[:4] == (0, 0, 4, 0)
 
 
 def test_noted_spans_are_tidied_by_age_and_number_and_in_order(
