@@ -242,6 +242,17 @@ def test_a_tree_that_leads_back_to_itself_ends(tree: Path) -> None:
     assert leaves(tree) == (root, [*sound[:3], sound[3]._replace(page=0), *sound[4:]])
 
 
+@pytest.mark.parametrize(("depth", "leaf"), [(20, 21), (21, 0)])
+def test_a_tree_may_be_as_deep_as_sqlite_allows_and_not_deeper(tmp_path: Path, depth: int, leaf: int) -> None:
+    """Each page but the last leads to the next one alone."""
+    first = b"SQLite format 3\0" + (512).to_bytes(2)
+    interiors = [struct.pack(">BHHHBI", 5, 0, 0, 512, 0, number + 1) for number in range(2, depth + 1)]
+    pages_of_file = [first, *interiors, struct.pack(">BHHHB", 13, 0, 0, 512, 0)]
+    (tmp_path / "file").write_bytes(b"".join(page.ljust(512, b"\0") for page in pages_of_file))
+    with read(tmp_path / "file") as pages:
+        assert pages.places(2) == [Place(leaf, 0, ID_MAX)]
+
+
 def test_a_flipped_key_hides_nothing_that_comes_behind_it(tree: Path) -> None:
     """The leaves on its two sides are still read, whatever it says."""
     root, sound = leaves(tree)
