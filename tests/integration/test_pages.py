@@ -282,6 +282,56 @@ def test_cells_that_cannot_be_read_are_counted(tree: Path) -> None:
         assert pages.records(page) == (whole[1:], 1)
 
 
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """A row of 2000 bytes, in pages of 512 bytes: its leaf (page 2) and four more behind it."""
+    file = tmp_path / "chain"
+    with closing(database(file, 512)) as connection:
+        connection.execute("CREATE TABLE one (a)")
+        connection.execute("INSERT INTO one VALUES (?)", (b"x" * 2000,))
+    return file
+
+
+def test_a_row_whose_chain_is_broken_cannot_be_read(chain: Path) -> None:
+    with read(chain) as pages:
+        assert pages.records(2) == ([Record(1, (b"x" * 2000,))], 0)
+    overwrite(chain, 5, 0, bytes(4))  # it ends too early
+    with read(chain) as pages:
+        assert pages.records(2) == ([], 1)
+
+
+def test_a_row_that_claims_to_be_longer_than_the_file_is_not_gathered(chain: Path) -> None:
+    """Round a chain that leads back to itself it would be until there is no memory left."""
+    content = chain.read_bytes()[512:1024]
+    cell = int.from_bytes(content[8:10])
+    overwrite(chain, 2, cell, b"\xff\xff\xff\xff\xff\x7f")
+    for page in range(3, 7):
+        overwrite(chain, page, 0, (3).to_bytes(4))
+    with read(chain) as pages:
+        assert pages.records(2) == ([], 1)
+
+
+def test_a_freelist_that_cannot_be_is_followed_as_far_as_it_goes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with closing(database(file, 512)) as connection:
+        connection.execute("CREATE TABLE one (a)")
+        connection.executemany("INSERT INTO one VALUES (?)", [(b"x" * 400,)] * 50)
+        connection.execute("DELETE FROM one")
+    trunk = int.from_bytes(file.read_bytes()[32:36])
+    with read(file) as pages:
+        free = pages.free_pages()
+        assert len(free) > 40
+    overwrite(file, trunk, 4, b"\xff\xff\xff\xff")  # more than a page has room for
+    with read(file) as pages:
+        assert pages.free_pages() >= free
+    overwrite(file, trunk, 0, trunk.to_bytes(4))  # back to itself
+    with read(file) as pages:
+        assert pages.free_pages() >= free
+    overwrite(file, 1, 32, b"\1")  # a page that is not there
+    with read(file) as pages:
+        assert pages.free_pages() == set()
+
+
 # ---- the WAL ----
 
 MAGIC = 0x377F0682
