@@ -282,6 +282,19 @@ def test_cells_that_cannot_be_read_are_counted(tree: Path) -> None:
         assert pages.records(page) == (whole[1:], 1)
 
 
+def test_a_count_of_more_cells_than_a_page_has_room_for_costs_none_of_those_that_are_there(tree: Path) -> None:
+    root, sound = leaves(tree)
+    with read(tree) as pages:
+        whole, _ = pages.records(sound[2].page)
+    for page in (root, sound[2].page):
+        overwrite(tree, page, 3, b"\xff\xff")
+    with read(tree) as pages:
+        found, unreadable = pages.records(sound[2].page)
+        assert found[: len(whole)] == whole
+        assert unreadable > 0
+        assert [place.page for place in pages.places(root)][: len(sound) - 1] == [place.page for place in sound[:-1]]
+
+
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
     """A row of 2000 bytes, in pages of 512 bytes: its leaf (page 2) and four more behind it."""
