@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
-import os
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -24,16 +24,32 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.01
 
-# Below the ports that the kernel gives to connections, so that none of those takes what was free a moment ago; each
-# worker has a part of its own, and goes round in it.
-_PORTS_FIRST, _PORTS_EACH = 10_000, 2000
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
-_ports = itertools.cycle(range(_PORTS_FIRST + _worker * _PORTS_EACH, _PORTS_FIRST + (_worker + 1) * _PORTS_EACH))
+# Below the ports that the kernel gives to connections, so that none of those takes what was free a moment ago. Each
+# process has a block of its own and goes round in it; the first port of a block is bound for as long as the process
+# lives, which keeps everybody else out: a broker that is away for a second finds its port free when it comes back, also
+# if somebody else runs these tests on this machine. (A publisher would not notice that it talks to another's broker.)
+_PORTS_FIRST, _PORTS_END, _PORTS_EACH = 16_000, 32_000, 500
+_claims: list[socket.socket] = []
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    for first in range(_PORTS_FIRST, _PORTS_END, _PORTS_EACH):
+        claim = socket.socket()
+        try:
+            claim.bind(("127.0.0.1", first))
+        except OSError:
+            claim.close()
+        else:
+            _claims.append(claim)
+            return itertools.cycle(range(first + 1, first + _PORTS_EACH))
+    raise AssertionError("no block of ports is free")
 
 
 def free_port() -> int:
     """Return a loopback TCP port that nobody listens on, and nobody else will be given soon."""
-    for port in _ports:
+    for _ in range(_PORTS_EACH):
+        port = next(_own_ports())
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

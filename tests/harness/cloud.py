@@ -27,7 +27,7 @@ from typing import NamedTuple, Self
 
 from bridge.receiver.body import Refusal, decode
 from bridge.receiver.entries import Event, read
-from tests.harness import LoopThread
+from tests.harness import LoopThread, free_port
 
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 64 << 20
@@ -107,7 +107,7 @@ class Cloud:
     """Listens on a free loopback port from `start` on; `stored` and `requests` are the ledger."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
-        self.port = 0
+        self.port = free_port()  # of ours alone, also while it is unreachable
         self.requests: list[Request] = []
         self.stored: defaultdict[str, list[Arrival]] = defaultdict(list)
         self.arrivals: list[str] = []
@@ -189,7 +189,7 @@ class Cloud:
         return self._thread
 
     async def _listen(self) -> None:
-        """Take the port; the same one again may be in use for a moment by somebody's outgoing connection."""
+        """Take the port; it may be in use for a moment by a connection that ends."""
         deadline = time.monotonic() + REBIND_SECONDS
         while self._server is None:
             try:
@@ -200,7 +200,6 @@ class Cloud:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.05)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
         if self._server is not None:

@@ -157,6 +157,7 @@ class Mosquitto:
 
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
+            assert self.running, f"mosquitto ended by itself, and whoever connected since was elsewhere: {self.log}"
             self._process.send_signal(how)
             self._process.wait(STOP_SECONDS)
             self._process = None

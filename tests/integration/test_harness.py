@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +16,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from tests.harness import eventually, wait_until
+from tests.harness import REPOSITORY, eventually, free_port, wait_until
 from tests.harness.bridge import environment
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.proxy import TcpProxy
@@ -125,3 +128,26 @@ def test_the_broker_refuses_exactly_the_filters_that_it_was_told_to(tmp_path: Pa
         client.disconnect()
         client.loop_stop()
     assert [answer.is_failure for answer in answers] == [True, False]
+
+
+def test_no_two_processes_are_given_the_same_ports() -> None:
+    """Or the broker of one run would take the port of another's, while that is away for a second."""
+    program = "from tests.harness import free_port; print(*{free_port() for _ in range(600)}); input()"
+    command = [sys.executable, "-c", program]
+    given: list[set[str]] = [{str(free_port()) for _ in range(600)}]
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            other = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.callback(other.communicate, "\n")  # it ends, and only then gives its block up
+            assert other.stdout
+            given.append(set(other.stdout.readline().split()))
+    assert all(len(ports) > 300 for ports in given)
+    assert sum(map(len, given)) == len(set().union(*given))
+
+
+def test_a_broker_that_lost_its_port_to_another_is_not_taken_for_the_one_that_answers(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    second = Mosquitto(tmp_path / "second", port=mosquitto.port)
+    with pytest.raises(AssertionError, match="mosquitto ended"), second:
+        wait_until(lambda: not second.running, what="it had to end")
