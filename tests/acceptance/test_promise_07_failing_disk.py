@@ -1,7 +1,8 @@
 """Promise 7: any of the first hundred writes and syncs fails, once or for good: nothing confirmed is lost or stuck.
 
-The real disk queue and disk thread go through every case in children of their own; the whole bridge with a real
-broker through some, and through all of them in the long tests. What ends the process says so in one line.
+The real disk queue and disk thread go through every case in children of their own: EIO and ENOSPC, at each write and
+each sync of the opening and at each of the first hundred behind it. The whole bridge with a real broker goes through
+some, and through all of them in the long tests. What ends the process says so in one line.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,23 @@ from tests.harness.strace import failing, injected
 FIRST = 100
 WRITE, SYNC = "pwrite64", "fdatasync"  # SQLite's own calls
 ONCE, FOR_GOOD = "", "+"
+OPENING = {WRITE: 80, SYNC: 16}  # more than an opening makes, and less than twice as many
 OUR_FILES = {"data.db", "data.db-mark", "bridge.lock", "reserve"}
-QUEUE_FILES = ("data.db", "data.db-wal", IDLE_NAME)
+QUEUE_FILES = ("data.db", "data.db-wal", "data.db-journal", IDLE_NAME)
 MEMORY = Path("/dev/shm")  # noqa: S108  a folder of a name of its own is made there
 MESSAGES_PER_SECOND = 400  # so that there are many groups
 
 pytestmark = pytest.mark.usefixtures("strace_installed")
-every_call = pytest.mark.parametrize("call", [WRITE, SYNC], ids=["write", "sync"])
+
+
+def every_fault(test: Callable[..., None]) -> Callable[..., None]:
+    for name, values in {
+        "call": {"write": WRITE, "sync": SYNC},
+        "error": {"EIO": "EIO", "ENOSPC": "ENOSPC"},
+        "lasting": {"once": ONCE, "for-good": FOR_GOOD},
+    }.items():
+        test = pytest.mark.parametrize(name, values.values(), ids=values.keys())(test)
+    return test
 
 
 @pytest.fixture
@@ -42,43 +53,56 @@ def quick_folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_cases(folder: Path, call: str, error: str, lasting: str, cases: int) -> list[dict[str, Any]]:
+def run_cases(folder: Path, fault: tuple[str, str, str], phase: str, cases: int) -> tuple[list[dict[str, Any]], int]:
+    """Go through the cases 1, 2, …; return what became of each, and how many calls were made to fail in all."""
+    call, error, lasting = fault
     log = folder / "strace.log"
     files = [folder / "queue" / name for name in QUEUE_FILES]
     command = [
         *failing(call, error, f"{COUNT}{lasting}", files, log),
-        *(sys.executable, "-m", "tests.harness.disk_worker", str(folder), call, str(cases)),
+        *(sys.executable, "-m", "tests.harness.disk_worker", str(folder), call, phase, str(cases)),
     ]
     own = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, check=True)
-    assert injected(log) >= cases, "some fault never came"
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()], injected(log)
 
 
-def check_cases(cases: list[dict[str, Any]], ends: set[int]) -> None:
+def check_cases(cases: list[dict[str, Any]]) -> None:
     assert [case for case in cases if case["lost"]] == []
     assert [case for case in cases if case["statuses"][1] != 0] == [], "stuck after the restart"
-    assert {case["statuses"][0] for case in cases} <= ends
     assert {name for case in cases for name in case["files"]} <= {*OUR_FILES, IDLE_NAME}
 
 
-@every_call
-@pytest.mark.parametrize(("error", "lasting"), [("EIO", ONCE), ("ENOSPC", FOR_GOOD)], ids=["EIO", "ENOSPC"])
+def end_of(fault: tuple[str, str, str]) -> int:
+    """How the life that meets the fault ends: a full disk is no end while it works, and somebody waits for room."""
+    if fault[:2] != (WRITE, "ENOSPC"):
+        return 1
+    return 0 if fault[2] == ONCE else GAVE_UP
+
+
+@every_fault
 def test_no_failing_write_or_sync_of_the_first_hundred_loses_or_holds_up_a_message(
     quick_folder: Path, call: str, error: str, lasting: str
 ) -> None:
-    cases = run_cases(quick_folder, call, error, lasting, FIRST)
-    assert len(cases) == FIRST
-    check_cases(cases, {1} if (call, error) != (WRITE, "ENOSPC") else {1, GAVE_UP})
+    fault = (call, error, lasting)
+    cases, failed = run_cases(quick_folder, fault, "working", FIRST)
+    assert [case["number"] for case in cases] == list(range(1, FIRST + 1))
+    check_cases(cases)
+    assert {case["statuses"][0] for case in cases} == {end_of(fault)}
+    assert failed == FIRST if lasting == ONCE else failed >= FIRST, "each met its fault"
 
 
-@pytest.mark.soak
-@every_call
-@pytest.mark.parametrize(("error", "lasting"), [("ENOSPC", ONCE), ("EIO", FOR_GOOD)], ids=["ENOSPC", "EIO"])
-def test_nor_does_one_that_lasts_the_other_time(quick_folder: Path, call: str, error: str, lasting: str) -> None:
-    cases = run_cases(quick_folder, call, error, lasting, FIRST)
-    assert len(cases) == FIRST
-    check_cases(cases, {1} if (call, error) != (WRITE, "ENOSPC") else {0, 1})
+@every_fault
+def test_no_failing_write_or_sync_of_the_opening_leaves_a_queue_that_cannot_be_opened(
+    quick_folder: Path, call: str, error: str, lasting: str
+) -> None:
+    cases, failed = run_cases(quick_folder, (call, error, lasting), "opening", OPENING[call])
+    check_cases(cases)
+    ends = [case["statuses"][0] for case in cases]
+    ended = ends.count(1)
+    assert ends == [1] * ended + [0] * (OPENING[call] - ended), "every call of the opening, and no call is passed over"
+    assert OPENING[call] / 2 < ended < OPENING[call]
+    assert failed == ended if lasting == ONCE else failed >= ended
 
 
 def fail_and_restart(stage: Stage, folder: Path, fault: tuple[str, str, str], messages: int) -> None:

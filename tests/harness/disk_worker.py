@@ -1,12 +1,13 @@
 """The real disk queue and disk thread on a failing disk, two children a case; run behind strace by promise 7's test.
 
-    python -m tests.harness.disk_worker FOLDER CALL CASES
+    python -m tests.harness.disk_worker FOLDER CALL PHASE CASES
 
 strace makes the COUNT-th CALL of any thread on the queue's files fail, once or from there on; it counts anew in each
-child and each thread. So a child that is to fail at its N-th call makes COUNT - N idle calls first, in the main
-thread, which opens the queue, and in the disk thread. Then messages live without a network: put, confirm, take,
-deliver, ack. The second child, which nothing fails, is the supervisor's restart: it drains the queue to empty. One
-JSON line a case on standard output.
+child and each thread. So the thread that is to fail at its N-th call makes COUNT - N idle calls first: in the phase
+`opening` the main thread, which opens the queue, in the phase `working` the disk thread. (In one life for both, a case
+that fails while opening would hide the same number of the disk thread.) Then messages live without a network: put,
+confirm, take, deliver, ack. The second child, which nothing fails, is the supervisor's restart: it drains the queue to
+empty. One JSON line a case on standard output.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -26,15 +27,15 @@ from bridge.disk_thread import DiskThread
 from bridge.errors import BridgeError, PassingError
 from bridge.message import event_id, head, head_middle, tail
 
-COUNT = 400  # more than the restart makes
+COUNT = 400  # more than the restart makes, and than the opening makes
 IDLE_NAME = "data.db-idle"  # strace looks at it too
-GROUPS, GROUP_MESSAGES, TAKE_MESSAGES = 60, 5, 6
+GROUPS = {"pwrite64": 20, "fdatasync": 60}  # a transaction writes often and syncs once: a hundred calls and more
+GROUP_MESSAGES, TAKE_MESSAGES = 5, 6
 TRIES_MAX = 10  # then whoever looks after the machine turns it off and on again
 GAVE_UP = 75
 CALLS: dict[str, Callable[[int], object]] = {
     "pwrite64": lambda descriptor: os.pwrite(descriptor, b"x", 0),
     "fdatasync": os.fdatasync,
-    "fsync": os.fsync,
 }
 MIDDLE = head_middle("edge/x", "t")
 T = TypeVar("T")
@@ -65,8 +66,8 @@ class Life:
     def __init__(self, disk: DiskThread, journal: int) -> None:
         self._disk, self._journal = disk, journal
 
-    async def fill(self) -> None:
-        for group in range(GROUPS):
+    async def fill(self, groups: int) -> None:
+        for group in range(groups):
             names = [f"{group}-{n}" for n in range(GROUP_MESSAGES)]
             await self._insist(partial(self._disk.run, partial(put, new_rows(names))))
             self._note("confirmed", names)
@@ -92,14 +93,14 @@ class Life:
         os.write(self._journal, "".join(f"{what} {name}\n" for name in names).encode())
 
 
-async def live(folder: Path, journal: int, call: str, idle_calls: int, *, fills: bool) -> None:
+async def live(folder: Path, journal: int, call: str, idle_calls: Mapping[str, int], *, fills: bool) -> None:
     lock = FolderLock(folder)
-    idle(folder, call, idle_calls)
+    idle(folder, call, idle_calls.get("opening", 0))
     disk = DiskThread(DiskQueue(folder), keep_seconds=3600, keep_messages=10)
-    await disk.run(lambda _: idle(folder, call, idle_calls))
+    await disk.run(lambda _: idle(folder, call, idle_calls.get("working", 0)))
     life = Life(disk, journal)
     if fills:
-        await life.fill()
+        await life.fill(GROUPS[call])
     await life.deliver(1000)
     assert (await disk.run(lambda queue: queue.counts()))[:2] == (0, 0)
     disk.close()
@@ -121,13 +122,17 @@ def child(*arguments: object, fills: bool) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def case(folder: Path, call: str, number: int) -> dict[str, object]:
+def case(folder: Path, call: str, phase: str, number: int) -> dict[str, object]:
     """Fail at the N-th call, restart, and count; a drained queue of the second child means that none is stuck."""
     queue, noted = folder / "queue", folder / "journal"
     shutil.rmtree(queue, ignore_errors=True)
     noted.write_bytes(b"")
     journal = os.open(noted, os.O_WRONLY | os.O_APPEND)
-    statuses = [child(queue, journal, call, COUNT - number, fills=True), child(queue, journal, call, 0, fills=False)]
+    failing, sound = {phase: COUNT - number}, dict[str, int]()
+    statuses = [
+        child(queue, journal, call, failing, fills=phase == "working"),
+        child(queue, journal, call, sound, fills=False),
+    ]
     os.close(journal)
     seen: dict[str, set[str]] = {"confirmed": set(), "delivered": set()}
     for line in noted.read_text().splitlines():
@@ -142,6 +147,6 @@ def case(folder: Path, call: str, number: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    for number in range(1, int(sys.argv[3]) + 1):
-        sys.stdout.write(json.dumps(case(Path(sys.argv[1]), sys.argv[2], number)) + "\n")
+    for number in range(1, int(sys.argv[4]) + 1):
+        sys.stdout.write(json.dumps(case(Path(sys.argv[1]), sys.argv[2], sys.argv[3], number)) + "\n")
         sys.stdout.flush()
