@@ -12,7 +12,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-containers check coverage mutants bench soak audit lock clean
+.PHONY: help setup demo test test-containers promises check coverage mutants bench soak audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 15
@@ -31,6 +31,10 @@ test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
 # docker-compose.yml for real: built, broken, counted. Needs a Docker engine.
 test-containers: setup
 	@$(BIN)/python -m pytest tests/acceptance/test_compose.py $(ARGS)
+
+# The tests of the promises, and their results into docs/GUARANTEES.md (ARGS="7 38", ARGS="--long 38").
+promises: setup
+	@$(BIN)/python scripts/promises.py $(ARGS)
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check .

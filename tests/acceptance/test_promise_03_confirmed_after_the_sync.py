@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.harness import figures
 from tests.harness.packets import PUBACK, PUBLISH, packet_id, packets
 from tests.harness.stage import Stage
 from tests.harness.strace import SYNC_CALLS, Call, calls, watching
@@ -109,6 +110,7 @@ def test_no_confirmation_of_ten_thousand_is_written_before_its_sync_returned_or_
     stage: Stage, tmp_path: Path, strace_installed: None
 ) -> None:
     violations, confirmations = watched_run(stage, tmp_path, 10_000)
+    figures.count(confirmations=confirmations, violations=len(violations))
     assert violations == []
     assert confirmations == 10_000, "some were never seen, so nothing is known of them"
 

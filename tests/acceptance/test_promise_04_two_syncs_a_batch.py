@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.harness import figures
 from tests.harness.stage import Stage
 from tests.harness.strace import counting_syncs
 
@@ -29,4 +30,5 @@ def test_a_full_batch_costs_two_syncs_at_most(stage: Stage, tmp_path: Path, stra
     assert bridge.wait() == 0
     stage.audit(publisher).assert_kept(duplicates_max=0)
     syncs = sum("sync(" in line for line in log.read_text().splitlines()[before:])
+    figures.most(syncs_a_batch=syncs / BATCHES, syncs_a_message=syncs / BATCHES / BATCH_MESSAGES)
     assert BATCHES <= syncs <= 2 * BATCHES + ASIDE

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import REPOSITORY, wait_until
+from tests.harness import REPOSITORY, figures, wait_until
 from tests.harness.bridge import StatusReader
 from tests.harness.disk_worker import COUNT, GAVE_UP, IDLE_NAME
 from tests.harness.stage import Stage
@@ -64,12 +64,15 @@ def run_cases(folder: Path, fault: tuple[str, str, str], phase: str, cases: int)
     ]
     own = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, check=True)
+    figures.count(failed_calls=injected(log))
     return [json.loads(line) for line in done.stdout.splitlines()], injected(log)
 
 
 def check_cases(cases: list[dict[str, Any]]) -> None:
+    stuck = [case for case in cases if case["statuses"][1] != 0]
+    figures.count(cases=len(cases), lost=sum(len(case["lost"]) for case in cases), stuck=len(stuck))
     assert [case for case in cases if case["lost"]] == []
-    assert [case for case in cases if case["statuses"][1] != 0] == [], "stuck after the restart"
+    assert stuck == [], "stuck after the restart"
     assert {name for case in cases for name in case["files"]} <= {*OUR_FILES, IDLE_NAME}
 
 
@@ -124,7 +127,9 @@ def fail_and_restart(stage: Stage, folder: Path, fault: tuple[str, str, str], me
             f"edge-bridge: error: the disk failed under {stage.queue_path / 'data.db'}: SQLITE_IOERR_"
         )
         assert hint == "hint: check the medium; the last batch was not confirmed"
-    assert injected(log), "the fault never came"
+    failed = injected(log)
+    figures.count(cases=1, failed_calls=failed)
+    assert failed, "the fault never came"
     assert "Traceback" not in (stage.folder / "bridge.err").read_text()
     stage.launch()
     stage.drain()

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.harness import wait_until
+from tests.harness import figures, wait_until
 from tests.harness.bridge import BridgeProcess
 from tests.harness.cloud import answer
 from tests.harness.stage import Stage, prediction
@@ -93,7 +93,8 @@ def test_a_bridge_with_a_damaged_file_is_up_at_once_and_salvages_or_counts_every
     damaged = file.read_bytes()
     started_at = time.monotonic()
     bridge = stage.launch()
-    assert time.monotonic() - started_at < UP_SECONDS
+    up_seconds = time.monotonic() - started_at
+    assert up_seconds < UP_SECONDS
     stage.drain()
     wait_until(lambda: stage.log("salvaged"), what="salvaged to the end")
     stage.drain()
@@ -106,7 +107,10 @@ def test_a_bridge_with_a_damaged_file_is_up_at_once_and_salvages_or_counts_every
     frames = delivered_frames(stage)
     lost = set(publisher.confirmed) - frames
     told = stage.losses()
-    assert told.get("damaged", 0) + told.get("dead", 0) >= len(lost), "lost rows were not reported"
+    reported = told.get("damaged", 0) + told.get("dead", 0)
+    figures.count(rows=BACKLOG, salvaged=report["waiting"], unreadable=len(lost), reported=reported)
+    figures.most(up_s=up_seconds)
+    assert reported >= len(lost), "lost rows were not reported"
     assert len(lost) < BACKLOG // 2
     assert not frames - set(publisher.tried)
     assert not stage.cloud.altered

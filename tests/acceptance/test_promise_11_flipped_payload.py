@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orjson
 
+from tests.harness import figures
 from tests.harness.stage import Stage, prediction
 
 BACKLOG = 200
@@ -45,4 +46,5 @@ def test_rows_whose_bytes_flipped_are_dead_with_reason_crc_and_all_others_flow(s
     assert {orjson.loads(data)["data"]["frame"] for data, _ in dead} == names
     assert {reason for _, reason in dead} == {"crc"}
     assert stage.losses() == {"dead": len(FLIPPED)}
+    figures.count(flipped=len(FLIPPED), delivered_altered=0)
     assert not list(stage.queue_path.glob("*.damaged-*")), "the file itself is sound"

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.harness import wait_until
+from tests.harness import figures, wait_until
 from tests.harness.stage import Stage, prediction
 
 MESSAGES = 1500
@@ -53,6 +53,7 @@ def test_rows_behind_a_flipped_bit_of_the_wal_are_delivered_and_no_id_is_used_ag
     assert list(stage.queue_path.glob("data.db.damaged-*-wal"))
     assert set(more.confirmed) <= stage.frames()
     lost = set(publisher.confirmed) - stage.frames()
+    figures.count(rows=MESSAGES, gone=len(lost), reported=sum(stage.losses().values()))
     assert len(lost) <= 50, "the flip costs no more than the page that it hit"
     assert len(lost) <= sum(stage.losses().values()), "lost rows were not reported"
 
@@ -73,6 +74,7 @@ def test_what_a_wal_that_was_cut_off_cost_is_told_and_no_id_is_used_again(stage:
     assert highest_id(stage) > MESSAGES
     assert set(more.confirmed) <= stage.frames()
     lost = set(publisher.confirmed) - stage.frames()
+    figures.count(rows=MESSAGES, gone=len(lost), reported=sum(stage.losses().values()))
     assert lost, "the rest of the WAL is gone for good"
     assert sum(stage.losses().values()) >= len(lost)
     assert stage.log("are gone, they are in the loss ledger") or stage.log("could not be read")

@@ -18,7 +18,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.harness import wait_until
+from tests.harness import figures, wait_until
 from tests.harness.cloud_stage import TOPIC, CloudStage, on_stage
 from tests.harness.mosquitto import Mosquitto
 
@@ -83,6 +83,7 @@ def events(stage: CloudStage) -> list[tuple[bytes, bytes]]:
 
 def assert_same_bytes(sent: Sequence[bytes], arrived: Sequence[tuple[bytes, bytes]], names: Sequence[str]) -> None:
     assert len(arrived) == len(sent)
+    figures.count(payloads=len(sent))
     for payload, (kind, raw), name in zip(sent, arrived, names, strict=True):
         if kind == b"data":
             assert raw == payload.replace(b"\n", b" ").replace(b"\r", b" "), name

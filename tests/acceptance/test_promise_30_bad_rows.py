@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_until
+from tests.harness import figures, wait_until
 from tests.harness.cloud import Cloud, Request, reject_ids, results
 from tests.harness.cloud_stage import CloudStage, on_stage
 from tests.harness.mosquitto import Mosquitto
@@ -47,6 +47,7 @@ def test_one_bad_row_is_alone_after_few_requests_wherever_it_stands(tmp_path: Pa
             settle(stage, refused)
             requests = requests_with(stage.cloud, ids)
             assert requests[0].ids == tuple(ids), "one batch"
+            figures.most(requests_of_B_64=len(requests))
             assert len(requests) <= 2 * log2(B) + 1, f"place {place}"
         stage.stop()
         assert stage.ids_with_status(9) == refused

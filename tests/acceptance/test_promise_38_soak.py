@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import figures
 from tests.harness.chaos import ALL, GENTLE, Chaos
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.proxy import TcpProxy
@@ -54,7 +55,16 @@ def soak(folder: Path, broker: Mosquitto, seconds: float) -> None:
 
 
 def check_bounds(chaos: Chaos, seconds: float) -> None:
-    assert chaos.growth_kib(WARM_SECONDS) < GROWTH_KIB_MAX, f"KiB, in {seconds / 2 - WARM_SECONDS} s"
+    growth_kib = chaos.growth_kib(WARM_SECONDS)
+    figures.count(faults=len(chaos.story))
+    figures.most(
+        growth_MiB=growth_kib / 1024,
+        rss_MiB=max(sample.rss_kib for sample in chaos.samples) / 1024,
+        descriptors=max(sample.descriptors for sample in chaos.samples),
+        WAL_MiB=max(sample.wal_bytes for sample in chaos.samples) / 2**20,
+        database_MiB=max(sample.database_bytes for sample in chaos.samples) / 2**20,
+    )
+    assert growth_kib < GROWTH_KIB_MAX, f"KiB, in {seconds / 2 - WARM_SECONDS} s"
     assert max(sample.rss_kib for sample in chaos.samples) < RSS_KIB_MAX
     assert max(sample.descriptors for sample in chaos.samples) < DESCRIPTORS_MAX
     assert max(sample.wal_bytes for sample in chaos.samples) < WAL_BYTES_MAX

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.harness import REPOSITORY, wait_until
+from tests.harness import REPOSITORY, figures, wait_until
 from tests.harness.bridge import StatusReader, run_really
 from tests.harness.cloud import Cloud, Exchange, Responder, answer, cut_after_store, redirect
 from tests.harness.cloud_stage import CloudStage
@@ -33,6 +33,7 @@ SPELLINGS = [
 def assert_silent(text: str | bytes, where: str) -> None:
     shown = text if isinstance(text, str) else text.decode(errors="replace")
     assert shown, f"{where} says nothing at all"
+    figures.count(outputs_searched=1)
     for spelling in (*SPELLINGS, CANARY):
         assert spelling not in shown, f"{where}: {shown[max(0, shown.find(spelling) - 200) :][:400]}"
 

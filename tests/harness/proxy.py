@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +23,8 @@ class TcpProxy:
     Switches, to be set at any time: `black_hole` keeps connections open and forwards nothing (what came meanwhile
     goes on when it ends), `refuse` resets new connections, `delay_to_target_seconds` and `delay_to_source_seconds`
     hold every piece back. `cut()` resets all connections. `first_bytes` has the beginning of what each connection
-    sent, in the order in which they came.
+    sent, in the order in which they came. `tap` hears of every piece as it passes: the connection's place in that
+    order, whether it goes to the target, and the piece.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -32,6 +34,7 @@ class TcpProxy:
         self.delay_to_target_seconds = 0.0
         self.delay_to_source_seconds = 0.0
         self.first_bytes: list[bytearray] = []
+        self.tap: Callable[[int, bool, bytes], None] = lambda *_: None
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -86,8 +89,8 @@ class TcpProxy:
         if self.refuse:
             _reset(to_source)
             return
-        first = bytearray()
-        self.first_bytes.append(first)
+        number = len(self.first_bytes)
+        self.first_bytes.append(bytearray())
         try:
             target, to_target = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
@@ -97,25 +100,26 @@ class TcpProxy:
         self._writers |= ends
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._forward_to_target(source, to_target, first))
-                group.create_task(self._forward_to_source(target, to_source))
+                group.create_task(self._forward_to_target(source, to_target, number))
+                group.create_task(self._forward_to_source(target, to_source, number))
         finally:
             self._writers -= ends
             for writer in ends:
                 writer.close()
 
-    async def _forward_to_target(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bytearray
-    ) -> None:
+    async def _forward_to_target(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        first = self.first_bytes[number]
         with contextlib.suppress(OSError):
             while piece := await reader.read(PIECE_BYTES):
                 first += piece[: FIRST_BYTES_MAX - len(first)]
+                self.tap(number, True, piece)
                 await self._pass_on(piece, writer, self.delay_to_target_seconds)
         _end(writer)
 
-    async def _forward_to_source(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_to_source(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         with contextlib.suppress(OSError):
             while piece := await reader.read(PIECE_BYTES):
+                self.tap(number, False, piece)
                 await self._pass_on(piece, writer, self.delay_to_source_seconds)
         _end(writer)
 

@@ -49,6 +49,12 @@ def delaying_syncs(delay_seconds: float) -> tuple[str, ...]:
     return (*QUIET, "-e", f"trace={SYNCS}", "-e", inject, "-o", "/dev/null")
 
 
+def stalling_sync(number: int, seconds: float) -> tuple[str, ...]:
+    """Return the wrapper that makes the N-th sync of each thread take so much longer, and no other."""
+    inject = f"inject=fdatasync:delay_exit={int(seconds * 1e6)}:when={number}"
+    return (*QUIET, "-e", "trace=fdatasync", "-e", inject, "-o", "/dev/null")
+
+
 def failing(calls: str, error: str, when: str, files: Iterable[Path], log: Path) -> tuple[str, ...]:
     """Return the wrapper that fails these calls on these files, at the N-th of a thread (N) or from there on (N+).
 

@@ -48,15 +48,36 @@ def test_every_key_is_in_the_commented_configuration_and_no_other() -> None:
     assert sorted(told) == sorted(KEYS)
 
 
-def test_every_promise_with_a_test_names_it() -> None:
-    guarantees = (ROOT / "docs/GUARANTEES.md").read_text()
-    tests = ROOT.glob("tests/acceptance/test_promise_*.py")
-    assert [test.name for test in tests if f"tests/acceptance/{test.name}" not in guarantees] == []
+def promise_rows() -> dict[int, list[str]]:
+    """The table of the promises: number → its other cells."""
+    table = re.search(
+        r"<!-- results: make promises -->(.*)<!-- end of results -->",
+        (ROOT / "docs/GUARANTEES.md").read_text(),
+        re.DOTALL,
+    )
+    assert table
+    rows = [line.strip("| ").split(" | ") for line in table[1].splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(number) for number, *_ in rows] == list(range(1, 41)), "each once, in order"
+    return {int(number): cells for number, *cells in rows}
 
 
-def test_every_promise_is_listed_once() -> None:
-    numbers = re.findall(r"^\| (\d+) \|", (ROOT / "docs/GUARANTEES.md").read_text(), re.MULTILINE)
-    assert [int(number) for number in numbers] == list(range(1, 41))
+def test_every_promise_names_all_tests_of_its_own_which_are_called_after_it() -> None:
+    for number, (_fault, _promise, tests, _result) in promise_rows().items():
+        paths = [
+            path
+            for folder in ("integration", "acceptance")
+            for path in ROOT.glob(f"tests/{folder}/test_promise_{number:02}_*.py")
+        ]
+        assert paths, f"promise {number} has no test"
+        own = [target for target in LINK.findall(tests) if "/test_promise_" in target]
+        assert sorted(own) == sorted(f"../{path.relative_to(ROOT)}" for path in paths)
+
+
+def test_every_promise_tells_its_last_result_its_day_and_its_commit() -> None:
+    result = re.compile(
+        r"(passed|\*\*failed\*\*), \d+( of \d+)?( \(\d+ skipped\))?; \d+ s; \d{4}-\d\d-\d\d, [0-9a-f]{7,}.*"
+    )
+    assert [number for number, (*_, told) in promise_rows().items() if not result.fullmatch(told)] == []
 
 
 def test_the_diagram_of_the_database_has_the_tables_and_columns_of_a_new_file(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, FolderLock, NewRow
 from bridge.errors import BridgeError, QueueDamagedError
+from tests.harness import figures
 from tests.harness.powercut import Disk, Mark, Operation, Remove, Resize, State, Write, cuts, operations
 from tests.harness.powercut_life import NOTHING_YET, Account, Held, Picture, account_of, digest, event
 from tests.harness.strace import calls, recording_files
@@ -93,8 +94,9 @@ def faults(folder: Path, account: Account) -> Iterator[str]:
     lock = FolderLock(folder)
     try:
         disk_queue = DiskQueue(folder)
-        if time.monotonic() - started_at > OPEN_SECONDS_MAX:
-            yield f"slow: opened after {time.monotonic() - started_at:.1f} s"
+        figures.most(open_s=(open_seconds := time.monotonic() - started_at))
+        if open_seconds > OPEN_SECONDS_MAX:
+            yield f"slow: opened after {open_seconds:.1f} s"
         try:
             yield from faults_of(disk_queue, account)
         finally:
@@ -191,7 +193,9 @@ def check(folder: Path, memory_folder: Path, states: int) -> None:
     print(f"power cuts with seed {seed}")  # noqa: T201  pytest shows it when the test fails
     recorded = record(folder)
     assert_worth_cutting(recorded.operations)
-    assert findings(recorded, memory_folder / "state", states, seed) == []
+    found = findings(recorded, memory_folder / "state", states, seed)
+    figures.count(states=states, losses=len(found))
+    assert found == []
 
 
 def assert_worth_cutting(done: list[Operation]) -> None:

@@ -18,6 +18,7 @@ from bridge.disk_queue import FILE_NAME, STATES, Counts, DiskQueue, NewRow, Sele
 from bridge.errors import QueueDamagedError
 from bridge.loss import LossReason
 from bridge.message import DeadRow, head, head_middle, tail
+from tests.harness import figures
 
 SPAN_ROWS_MIN, AS_SHIPPED = 5, queue.SPAN_ROWS_MIN  # so that some batches are noted as delivered, and some marked
 
@@ -202,6 +203,7 @@ class QueueModel(RuleBasedStateMachine):
         assert self.disk_queue.newest_id() == self.next_id - 1 or not self.rows
 
     def teardown(self) -> None:
+        figures.count(sequences=1)
         queue.SPAN_ROWS_MIN = AS_SHIPPED
         with self.disk_queue.transaction():
             self.disk_queue.mark_noted()
