@@ -177,7 +177,7 @@ class Store:
         """
         if epoch != self._redelivery_epoch:
             self._redelivery_epoch = epoch
-            self._by_packet_id = queue.arrivals(self._window, int(queue.note(_SESSION_NOTE) or 0))
+            self._by_packet_id = queue.arrivals(self._window, queue.noted(_SESSION_NOTE, int, 0))
         row_id = self._by_packet_id.get(arrival.packet_id)
         stored = queue.stored_event(row_id) if row_id is not None else None
         if row_id is None or stored is None or fingerprint_of(stored) != fingerprint_of(arrival.data):

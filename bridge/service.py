@@ -155,7 +155,7 @@ class Service:
             on_receipts=self._tell_receipts,
         )
         stack.push_async_callback(asyncio.to_thread, self._disk.close)
-        former = await self._disk.run(lambda queue: orjson.loads(queue.note(_FILTERS_NOTE) or "[]"))
+        former: list[str] = await self._disk.run(lambda queue: queue.noted(_FILTERS_NOTE, _filters, []))
         self._filters_noted = former == list(settings.mqtt.topics)
         await self._count()
         free = settings.queue.min_free_disk_bytes
@@ -489,6 +489,10 @@ async def _within(deadline: float, work: Awaitable[None]) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(0.01, deadline - time.monotonic())):
             await work
+
+
+def _filters(note: str) -> list[str]:
+    return [str(one) for one in orjson.loads(note)]
 
 
 def _first(errors: BaseExceptionGroup[BridgeError]) -> BridgeError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from persistqueue import SQLiteAckQueue
 
@@ -39,6 +40,7 @@ from bridge.disk_queue.receipts import Receipts
 from bridge.disk_queue.recent import Recent
 from bridge.disk_queue.reserve import Reserve
 from bridge.disk_queue.rows import DEAD, DELIVERED, Noted, State, merged
+from bridge.disk_queue.salvage import IDS_SKIPPED
 from bridge.disk_queue.serializer import serializer
 from bridge.errors import DiskFullError, PassingError, QueueDamagedError
 from bridge.loss import Loss, LossReason
@@ -49,6 +51,7 @@ _WAL_BYTES_MAX = 64 << 20  # far above what checkpoints that succeed leave
 DELETE_ROWS = "DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?"
 MARK_NOTED = "UPDATE ack_queue_default SET status = 5, settled_at = ?3 WHERE _id BETWEEN ?1 AND ?2 AND status < 2"
 
+T = TypeVar("T")
 Adopt = Callable[[bytes, float], bytes | None]
 Redate = Callable[[bytes], tuple[bytes, float] | None]
 
@@ -125,23 +128,26 @@ class QueueConnection(SQLiteAckQueue):
         if self._conn.execute("PRAGMA user_version").fetchone()[0] < FORMAT_VERSION or not known >= set(ADDED_COLUMNS):
             self._migrate(known)
         self.receipts = Receipts(self._conn)
-        self._state = replace(self._load_state(), newest=self.newest_id())
+        newest = self.newest_id()
+        self._state = replace(self._load_state(newest), newest=newest)
         mark = read_mark(self.folder / FILE_NAME)
         if mark and mark.newest > self._state.newest:
-            self._bridge_gap(mark.newest)
+            self._bridge_gap(mark)
         self._mark = MarkFile(self.folder / FILE_NAME)
         self._write_mark()
 
-    def _bridge_gap(self, newest: int) -> None:
+    def _bridge_gap(self, mark: Mark) -> None:
         """Skip the ids of confirmed rows that are gone, although SQLite finds nothing wrong, and tell (I9)."""
-        first, file = self._state.newest + 1, self.folder / FILE_NAME
+        first, newest, file = self._state.newest + 1, mark.newest, self.folder / FILE_NAME
         if self._wal_found.bad_frames:
             raise QueueDamagedError(f"{file}-wal is damaged: rows {first} to {newest} are missing", DAMAGE_HINT)
         self.gap = (first, newest)
         with self.transaction():
             self.skip_ids(newest)
             words = f"rows {first} to {newest} were stored once and are gone; some may have been delivered"
-            self.record_loss(Loss(LossReason.DAMAGED, newest - first + 1, None, (), words))
+            # Ids that a salvage skipped were no messages: over such a gap, as many as waited are gone at most.
+            rows = newest - first + 1 if newest - first < IDS_SKIPPED else mark.waiting
+            self.record_loss(Loss(LossReason.DAMAGED, rows, None, (), words))
 
     def _write_mark(self) -> None:
         if mark := getattr(self, "_mark", None):  # not yet, while the file is being opened
@@ -161,7 +167,8 @@ class QueueConnection(SQLiteAckQueue):
         self._conn.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         self._conn.execute("COMMIT")
 
-    def _load_state(self) -> State:
+    def _load_state(self, newest: int) -> State:
+        """Read the state; these small tables have no checksum, so a value that nobody wrote counts as not there."""
         stray = self._conn.execute(
             "SELECT 1 FROM ack_queue_default INDEXED BY edge_stray"
             " WHERE crc IS NULL OR (status >= 2 AND settled_at IS NULL) LIMIT 1"
@@ -170,11 +177,13 @@ class QueueConnection(SQLiteAckQueue):
         # Few rows are settled and kept; without this look the stock library's clean-up would go unnoticed.
         counting = "SELECT COUNT(*) FROM ack_queue_default INDEXED BY edge_settled WHERE status >= 5 AND status = {}"
         settled = tuple(self._conn.execute(counting.format(status)).fetchone()[0] for status in (DELIVERED, DEAD))
-        noted = tuple(Noted(*span) for span in self._conn.execute("SELECT * FROM edge_delivered ORDER BY first_id"))
+        delivered_spans = self._conn.execute("SELECT * FROM edge_delivered ORDER BY first_id")
+        noted = tuple(Noted(*span) for span in delivered_spans if _is_span(span[:2], newest) and _is_time(span[2]))
         delivered = settled[0] + sum(span.rows for span in noted)
-        if stray or row is None or row[1:] != (delivered, settled[1]):
+        if stray or row is None or row[1:] != (delivered, settled[1]) or not _is_count(row[0]):
             return self._recount(noted)
-        spans = tuple(self._conn.execute("SELECT first_id, last_id FROM edge_batch ORDER BY first_id"))
+        batches = self._conn.execute("SELECT first_id, last_id FROM edge_batch ORDER BY first_id")
+        spans = tuple(span for span in batches if _is_span(span, newest))
         cursor = max((last for _, last in spans), default=0)
         return State(row[0], row[1], row[2], cursor=cursor, returned=spans, noted=noted)
 
@@ -314,6 +323,13 @@ class QueueConnection(SQLiteAckQueue):
         row = self._conn.execute("SELECT value FROM edge_note WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
+    def noted(self, key: str, read: Callable[[str], T], otherwise: T) -> T:
+        """Return a note as `read` reads it; `otherwise` if there is none, or a flip has made nonsense of it."""
+        value = self.note(key)
+        with suppress(ValueError, TypeError, KeyError):
+            return otherwise if value is None else read(value)
+        return otherwise
+
     def write_note(self, key: str, value: str) -> None:
         """Write something down for a later run."""
         self._conn.execute("INSERT OR REPLACE INTO edge_note VALUES (?, ?)", (key, value))
@@ -368,3 +384,16 @@ class QueueConnection(SQLiteAckQueue):
             connection.close()
         if mark := getattr(self, "_mark", None):
             mark.close()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _is_span(ids: Sequence[object], newest: int) -> bool:
+    first, last = ids
+    return isinstance(first, int) and isinstance(last, int) and 0 < first <= last <= newest

@@ -15,6 +15,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import orjson
@@ -34,6 +35,8 @@ _UNTOLD_TOPICS_MAX = 100  # ... and what it may hold
 _UNTOLD_IDS_BYTES_MAX = 64 << 10
 _TOLD_TO = "losses_told_to"  # note: the last entry of the ledger that the cloud was told
 
+_SANE = "typeof(reason) = 'text' AND typeof(messages) = 'integer'"
+_TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _ENTRY_COLUMNS = "loss_id, at, reason, messages, topic, event_ids, detail, first_at, last_at"
 
 
@@ -117,12 +120,15 @@ class Ledger:
 
     def totals(self) -> dict[str, int]:
         """Return how many messages were ever lost for each reason; exact also after entries were trimmed."""
-        return dict(self._connection.execute("SELECT reason, messages FROM edge_loss_total ORDER BY reason"))
+        return dict(
+            self._connection.execute(f"SELECT reason, messages FROM edge_loss_total WHERE {_SANE} ORDER BY reason")
+        )
 
     def untold(self) -> list[Untold]:
         """Return what the cloud was not told yet, one a reason; nothing of what was counted before."""
         totals = self._connection.execute(
-            "SELECT reason, messages - told FROM edge_loss_total WHERE messages > told AND reason <> ? ORDER BY reason",
+            f"SELECT reason, messages - told FROM edge_loss_total WHERE messages > told AND reason <> ? AND {_SANE}"
+            " ORDER BY reason",
             (LossReason.DEAD_REMOVED,),
         ).fetchall()
         if not totals:
@@ -139,7 +145,9 @@ class Ledger:
 
     def _told_to(self) -> int:
         row = self._connection.execute("SELECT value FROM edge_note WHERE key = ?", (_TOLD_TO,)).fetchone()
-        return int(row[0]) if row else 0
+        with suppress(ValueError, TypeError):
+            return int(row[0]) if row else 0
+        return 0
 
     def _write(self, loss: Loss, messages: int, event_ids: list[str], now: float) -> None:
         first_at, last_at = (now if at is None else at for at in (loss.first_at, loss.last_at))
@@ -169,8 +177,30 @@ class Ledger:
         return _entry(row) if row else None
 
 
-def _entry(row: tuple[int, float, str, int, str | None, str, str, float | None, float | None]) -> Entry:
-    return Entry(*row[:5], tuple(orjson.loads(row[5])), *row[6:])
+def _entry(row: Sequence[Any]) -> Entry:
+    """Return an entry. The table has no checksums: what is no such value, nobody wrote, and counts as unknown."""
+    loss_id, at, reason, messages, topic, event_ids, detail, first_at, last_at = row
+    return Entry(
+        loss_id,
+        _time(at) or 0.0,
+        str(reason),
+        messages if isinstance(messages, int) and messages > 0 else 0,
+        topic if isinstance(topic, str) else None,
+        _texts(event_ids),
+        str(detail),
+        _time(first_at),
+        _time(last_at),
+    )
+
+
+def _time(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < _TIME_MAX else None
+
+
+def _texts(event_ids: Any) -> tuple[str, ...]:
+    with suppress(ValueError, TypeError):
+        return tuple(one for one in orjson.loads(event_ids) if isinstance(one, str))
+    return ()
 
 
 def _untold(reason: str, messages: int, entries: list[Entry]) -> Untold:

@@ -185,15 +185,15 @@ class DiskQueue(QueueConnection):
 
         Call it only once the clock is set. Rows of an earlier boot keep their mark.
         """
-        noted = self.note(_UNSET_NOTE)
-        if noted is None:
+        if self.note(_UNSET_NOTE) is None:
             return False
         looked_at, size_bytes = 0, 0
+        from_row = self.noted(_UNSET_NOTE, int, 1)
         rows: list[Row] = []
         cursor = self._conn.execute(
             "SELECT _id, CAST(data AS BLOB), crc, timestamp FROM ack_queue_default INDEXED BY edge_ready"
             " WHERE status < 2 AND _id >= ? ORDER BY _id LIMIT ?",
-            (max(int(noted), self._state.cursor + 1), _REDATE_ROWS),
+            (max(from_row, self._state.cursor + 1), _REDATE_ROWS),
         )
         for row_id, data, crc, received_at in cursor:
             looked_at, size_bytes = row_id, size_bytes + len(data or b"")
@@ -411,7 +411,7 @@ class DiskQueue(QueueConnection):
         self.write_note(_TOLD_ROWS_NOTE, orjson.dumps(list(row_ids)).decode())
 
     def _told_rows(self) -> list[int]:
-        return list(orjson.loads(self.note(_TOLD_ROWS_NOTE) or "[]"))
+        return self.noted(_TOLD_ROWS_NOTE, _row_ids, [])
 
     def told_rows_wait(self, refused_after: float) -> bool:
         """Tell whether the last loss events are still waiting, or were refused for good since then."""
@@ -616,7 +616,8 @@ class DiskQueue(QueueConnection):
     def dead_rows(self, rows_max: int = -1) -> list[DeadRow]:
         """Return why each dead row is dead, of the newest so many, oldest first."""
         rows = self._conn.execute(
-            "SELECT row_id, reason, status_code, attempts, excerpt FROM ack_queue_default INDEXED BY edge_settled"
+            "SELECT row_id, CAST(reason AS TEXT), CAST(status_code AS INTEGER), CAST(attempts AS INTEGER),"
+            " CAST(excerpt AS TEXT) FROM ack_queue_default INDEXED BY edge_settled"
             " JOIN edge_dead ON row_id = _id WHERE status >= 5 AND status = 9 ORDER BY _id DESC LIMIT ?",
             (rows_max,),
         )
@@ -666,6 +667,10 @@ def _gone(data: bytes | None, received_at: Any) -> Gone:
         return Gone(event_id(data), event_subject(data), at) if data else Gone(None, None, at)
     except (ValueError, TypeError, KeyError):  # what cannot be decoded has no id to tell
         return Gone(None, None, at)
+
+
+def _row_ids(note: str) -> list[int]:
+    return [int(row_id) for row_id in orjson.loads(note)]
 
 
 @cache

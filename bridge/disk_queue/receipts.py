@@ -66,7 +66,8 @@ class Receipts:
             return
         for span in runs(row_ids):
             owed = self._connection.execute(
-                "DELETE FROM edge_receipt WHERE row_id BETWEEN ? AND ? RETURNING response_topic, correlation, event_id",
+                "DELETE FROM edge_receipt WHERE row_id BETWEEN ? AND ?"
+                " RETURNING response_topic, CAST(correlation AS BLOB), CAST(event_id AS TEXT)",
                 span,
             ).fetchall()
             for response_topic, correlation, event_id in owed:

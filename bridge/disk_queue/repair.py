@@ -49,7 +49,7 @@ def open_queue(folder: Path, make: Callable[[Path], DiskQueue] = DiskQueue) -> O
         queue.withhold(True)
         with queue.transaction():
             queue.skip_ids(max(salvager.next_id for salvager in salvagers) - 1)
-            for salvager in salvagers:
+            for salvager in reversed(salvagers):
                 salvager.begin(queue)
     return Opened(queue, damage, salvagers)
 

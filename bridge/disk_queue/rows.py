@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from bridge.message import parse_json
+from bridge.message import parse_json, reads_as_ours
 
 READY, DELIVERED, DEAD = 0, 5, 9  # persist-queue's status codes
 
@@ -41,13 +41,20 @@ class SavedRow(NamedTuple):
 
     @property
     def is_altered(self) -> bool:
-        """The checksum says that these are not the bytes that were stored."""
-        return self.crc is not None and zlib.crc32(self.data or b"") != self.crc
+        """The checksum says that these are not the bytes that were stored; or it is gone, where we wrote one."""
+        if self.crc is None:
+            return self._came_through_the_bridge
+        return zlib.crc32(self.data or b"") != self.crc
+
+    @property
+    def _came_through_the_bridge(self) -> bool:
+        ours_alone = (self.packet_id, self.event_id, self.expires_at)
+        return any(value is not None for value in ours_alone) or reads_as_ours(self.data or b"")
 
     @property
     def is_sound(self) -> bool:
         """Proven by its checksum, or (the stock library wrote it) at least JSON."""
-        return not self.is_altered if self.crc is not None else parse_json(self.data or b"")[0]
+        return not self.is_altered and (self.crc is not None or parse_json(self.data or b"")[0])
 
 
 class Counts(NamedTuple):

@@ -201,21 +201,30 @@ class Salvager:
         """Return why a row is dead, or was before it was requeued: reason, HTTP status, attempts, time, excerpt."""
         if self._deaths is None:
             self._deaths = {record.row_id: record.values[1:6] for record in self._table("edge_dead")}
-        noted = self._deaths.get(row.row_id or 0)
-        return noted or ((_REASON_UNREADABLE, None, 0, row.settled_at, "") if row.status == DEAD else None)
+        match tuple(map(_clean, self._deaths.get(row.row_id or 0, ()))):
+            case (str(reason), int() | None as status_code, int(attempts), float() | int() as at, str(excerpt)):
+                return reason, status_code, attempts, at, excerpt
+        return (_REASON_UNREADABLE, None, 0, row.settled_at, "") if row.status == DEAD else None
 
     # --- verbs of the new queue, each for a transaction ---------------------------------------------------------
 
     def begin(self, queue: DiskQueue) -> Tally:
-        """Return how far an earlier run came; at the first, take the ledger and the batches in flight over."""
-        if note := queue.note(self._note_key):
-            return Tally(**orjson.loads(note))
-        entries = [(record.row_id, *_padded(record.values[1:], _ENTRY_VALUES)) for record in self._table("edge_loss")]
+        """Return how far an earlier run came; at the first, take the ledger and the batches in flight over.
+
+        Of two files begin the newer one first: if it was damaged in the middle of the older one's salvage, it has the
+        older one's ledger already, and knows how far that had come.
+        """
+        if noted := queue.noted(self._note_key, _tally, None):
+            return noted
+        entries = [
+            (record.row_id, *map(_clean, _padded(record.values[1:], _ENTRY_VALUES)))
+            for record in self._table("edge_loss")
+        ]
         spans = [(record.row_id, _count(record.values[1])) for record in self._table("edge_batch")]
         queue.inherit(
             entries,
             self._totals(entries),
-            [(key, value) for key, value in self._notes() if not key.startswith(_NOTE)],
+            list(self._notes()),
             [(first, last) for first, last in spans if last and first <= last < self.next_id],
         )
         return self._noted(queue, Tally())
@@ -224,7 +233,7 @@ class Salvager:
         for values in self._pages.keyed(self._roots.get("edge_note")):
             match values:
                 case (str(key), str(value)):
-                    yield key, value
+                    yield str(_clean(key)), str(_clean(value))
 
     def _totals(self, entries: Sequence[tuple[Value, ...]]) -> list[tuple[str, int, int]]:
         """Return reason, messages, told; if the totals cannot be read, by the entries, and all of it as told."""
@@ -232,7 +241,7 @@ class Salvager:
         for values in self._pages.keyed(self._roots.get("edge_loss_total")):
             match values:
                 case (str(reason), int(messages), int(told)):
-                    totals.append((reason, messages, told))
+                    totals.append((str(_clean(reason)), messages, told))
         sums: Counter[str] = Counter()
         for entry in entries:
             match entry:
@@ -277,6 +286,19 @@ class Salvager:
     @property
     def _note_key(self) -> str:
         return f"{_NOTE}{self.file.name}"
+
+
+def _tally(note: str) -> Tally | None:
+    return Tally(**orjson.loads(note))
+
+
+def _clean(value: Value) -> Value:
+    """Return text that SQLite takes: a flip may have made some that is none, and `pages` reads it all the same."""
+    return (
+        value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _padded(values: tuple[Value, ...], columns: int = _COLUMNS) -> tuple[Value, ...]:

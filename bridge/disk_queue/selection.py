@@ -172,7 +172,15 @@ def _time(value: Any) -> float | None:
 
 
 def _died(columns: list[Any]) -> Death | None:
-    return Death(*columns) if columns[0] is not None else None
+    if columns[0] is None:
+        return None
+    reason, status_code, attempts, at, excerpt = columns  # a small table, without checksums
+    is_number = isinstance(status_code, int)
+    return Death(str(reason), status_code if is_number else None, _number(attempts), _time(at) or 0.0, str(excerpt))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _matches(row: Listed, selection: Selection) -> bool:
