@@ -9,7 +9,7 @@ export VENV PYTHON
 
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --extra build
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-containers promises check coverage mutants bench soak audit lock clean
@@ -28,9 +28,9 @@ demo: setup ## the whole way once: outage, SIGKILL, count; under a minute
 test: setup ## the test suite against a real Mosquitto (ARGS="-k words")
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# docker-compose.yml for real: built, broken, counted. Needs a Docker engine.
+# docker-compose.yml for real: built, broken, counted, on the Docker engine that answers, or on one of its own.
 test-containers: setup
-	@$(BIN)/python -m pytest tests/acceptance/test_compose.py $(ARGS)
+	@scripts/with-engine.sh $(BIN)/python -m pytest tests/acceptance/test_compose.py $(ARGS)
 
 # The tests of the promises, and their results into docs/GUARANTEES.md (ARGS="7 38", ARGS="--long 38").
 promises: setup
@@ -60,8 +60,9 @@ audit: setup ## known vulnerabilities of the locked packages; needs the network
 	@$(BIN)/python scripts/audit.py
 
 lock: setup ## newest allowed versions, with hashes, into requirements/
-	@$(LOCK) --upgrade --extra dev --extra demo --output-file requirements/development.lock pyproject.toml
-	@$(LOCK) --upgrade --constraints requirements/development.lock --output-file requirements/runtime.lock pyproject.toml
+	@$(LOCK) --extra build --extra dev --extra demo --output-file requirements/development.lock pyproject.toml
+	@$(LOCK) --extra build --constraints requirements/development.lock --output-file requirements/runtime.lock pyproject.toml
+	@$(LOCK) --group tools --constraints requirements/development.lock --output-file requirements/tools.lock
 
 clean: ## what the other targets made
 	@rm -rf .venv* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

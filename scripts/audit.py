@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-LOCKS = ("requirements/runtime.lock", "requirements/development.lock")
+LOCKS = ("requirements/runtime.lock", "requirements/development.lock", "requirements/tools.lock")
 # The locks have every package with its hash: nothing is resolved, and nothing installed but pip-audit itself.
 OPTIONS = ("--require-hashes", "--disable-pip", "--progress-spinner=off", "--format=json")
 

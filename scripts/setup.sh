@@ -1,6 +1,7 @@
 #!/bin/sh
 # Everything that the project needs on this machine: .venv with the locked dependencies, and Mosquitto where it is
-# missing. Called by `make setup`; run it as often as you like, it ends at once when all is there.
+# missing. Called by `make setup`; run it as often as you like, it ends at once when all is there. `scripts/setup.sh tools`
+# adds what the tests of containers, Kubernetes, Grafana and parquet want (200 MB), of which nobody else needs anything.
 #
 #   PYTHON=…  the interpreter to use instead of the best one found      VENV=…  another folder than .venv
 set -eu
@@ -95,6 +96,20 @@ install_locked() {
     printf '%s\n' "$stamp" > "$venv/stamp"
 }
 
+install_tools() {
+    stamp=$(cksum < requirements/tools.lock)
+    if [ "$(cat "$venv/stamp-tools" 2>/dev/null)" = "$stamp" ]; then return; fi
+    say "setup: installing the tools of the tests"
+    "$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input install \
+        --require-hashes --no-deps -r requirements/tools.lock
+    printf '%s\n' "$stamp" > "$venv/stamp-tools"
+}
+
 install_locked
+case ${1:-} in
+    '') ;;
+    tools) install_tools ;;
+    *) give_up "$1? Without a word, or with: tools" ;;
+esac
 have mosquitto || install Mosquitto "mosquitto mosquitto-clients" "mosquitto mosquitto-clients" mosquitto mosquitto
 have mosquitto || give_up "mosquitto was installed, but is not on the PATH"
