@@ -123,10 +123,13 @@ class Service:
     async def _run_once(self) -> None:
         async with AsyncExitStack() as stack:
             await self._open(stack)
+            end: BridgeError | None = None
             try:
                 await self._serve()
             except* BridgeError as errors:
-                raise _first(errors) from None
+                end = _first(errors)
+            if end:  # not raised up there: Python before 3.11.4, such as Debian 12's, makes a group of that again
+                raise end
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings = self._settings
