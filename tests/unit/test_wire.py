@@ -206,9 +206,32 @@ def test_a_topic_that_is_not_utf_8_is_kept_readable() -> None:
         b"\x32\xff\xff\xff\xff\x01",  # a length of five bytes
     ],
 )
-def test_malformed_bytes_are_refused(raw: bytes) -> None:
-    with pytest.raises(MalformedError):
-        feed_all(raw, [])
+def test_malformed_bytes_are_refused_whether_their_topic_is_known_or_not(raw: bytes) -> None:
+    for known in (b"", publish()):
+        with pytest.raises(MalformedError):
+            feed_all(known + raw, [])
+
+
+@given(
+    rest=st.binary(max_size=300) | st.binary(max_size=300).map(lambda payload: b"\0\1\0" + payload),
+    first=st.sampled_from([0x30, 0x31, 0x32, 0x33, 0x3A, 0x34]),
+    lie=st.sampled_from([0, 1, 2, 200]),
+    mqtt5=st.booleans(),
+)
+def test_a_topic_that_is_known_makes_a_publish_no_other_one(rest: bytes, first: int, lie: int, mqtt5: bool) -> None:
+    """Publishes of known topics without properties are read in a lane of their own."""
+    raw = packet(first, (1 + lie).to_bytes(2) + b"t" + rest)
+
+    def outcome(known: bytes) -> list[Item] | str:
+        splitter = Splitter(mqtt5=mqtt5, payload_bytes_max=PAYLOAD_MAX)
+        splitter.feed(known)
+        try:
+            return splitter.feed(raw)
+        except MalformedError:
+            return "malformed"
+
+    properties = b"\0" if mqtt5 else b""
+    assert outcome(publish(properties=properties)) == outcome(b"")
 
 
 @given(raw=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5), mqtt5=st.booleans())
