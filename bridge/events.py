@@ -49,6 +49,7 @@ class Received:
     """Publishes were read from the broker."""
 
     messages: int
+    payload_bytes: int = 0  # of those that are not too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,8 @@ class QueueCounted:
     limit_bytes: int
     disk_free_bytes: int
     oldest_age_seconds: float | None
+    commits: int = 0  # transactions written since the start
+    written_bytes: int | None = None  # by the whole process since its start; None where nobody tells
 
 
 @dataclass(frozen=True, slots=True)

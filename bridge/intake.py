@@ -149,7 +149,7 @@ class Intake:
         self._arrived.set()
         if len(self._pending) >= self._settings.batch_messages:
             self._full.set()
-        self._emit(Received(len(messages)))
+        self._emit(Received(len(messages), sum([len(each.payload) for each in messages if isinstance(each, Publish)])))
         if self._held_bytes > _HELD_BYTES_MAX and self.source:
             self._holds_back = True
             self.source.pause_reading()

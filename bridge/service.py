@@ -28,7 +28,7 @@ from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.clock import this_boot
 from bridge.control import Control
-from bridge.disk_queue import DiskQueue, FolderLock, Receipt, open_queue, requeue_dead
+from bridge.disk_queue import DiskQueue, FolderLock, Receipt, open_queue, requeue_dead, written_bytes
 from bridge.disk_thread import DiskThread
 from bridge.errors import (
     BridgeError,
@@ -372,6 +372,8 @@ class Service:
                 self._settings.queue.max_bytes,
                 queue.disk_free_bytes(),
                 None if oldest is None else max(0.0, time.time() - oldest),
+                queue.commits,
+                written_bytes(),
             )
             return counted, queue.full_reason(self._settings.queue.min_free_disk_bytes)
 

@@ -197,6 +197,7 @@ class Status:
     cloud: Cloud = Cloud()
     queue: QueueCounted = field(default_factory=lambda: QueueCounted(0, 0, 0, 0, 0, 0, 0, None))
     messages: Messages = Messages()
+    payload_bytes: int = 0  # read from the broker
     receipts: Receipts = Receipts()
     received_load: Load = Load()
     delivered_load: Load = Load()
@@ -236,8 +237,8 @@ class Status:
                 return replace(self, cloud=self.cloud.failed(CloudState.PAUSED, error, now.wall + retry_seconds))
             case Delivered(messages=delivered, latency_seconds=latency_seconds):
                 return self._count(delivered=delivered, cloud=self.cloud.delivered(latency_seconds, now.wall))
-            case Received(messages=received):
-                return self._count(received=received)
+            case Received(messages=received, payload_bytes=payload_bytes):
+                return replace(self._count(received=received), payload_bytes=self.payload_bytes + payload_bytes)
             case Stored(messages=stored, duplicates=duplicates, conflicts=conflicts):
                 return self._count(stored=stored, duplicate=duplicates, conflict=conflicts)
             case Died(messages=dead):
@@ -378,6 +379,7 @@ def tree(status: Status, now: Now) -> Tree:
         "broker": {name: getattr(status.broker, name) for name in ("connected", "reconnects", "stale_confirms")},
         "cloud": _cloud_tree(status.cloud, now),
         "queue": _queue_tree(status),
+        "disk": _disk_tree(status),
         "messages": {name: getattr(status.messages, name) for name in Messages.__slots__},
         "receipts": {name: getattr(status.receipts, name) for name in Receipts.__slots__},
         "load": {"received": _load_tree(status.received_load), "delivered": _load_tree(status.delivered_load)},
@@ -422,6 +424,18 @@ def _queue_tree(status: Status) -> Tree:
         "oldest_age_seconds": None if queue.oldest_age_seconds is None else round(queue.oldest_age_seconds, 1),
         "full_in_seconds": full_in_seconds(status),
         "empty_in_seconds": empty_in_seconds(status),
+    }
+
+
+def _disk_tree(status: Status) -> Tree:
+    written_bytes, payload_bytes = status.queue.written_bytes, status.payload_bytes
+    return {
+        "commits": status.queue.commits,
+        "written_bytes": written_bytes,
+        "payload_bytes": payload_bytes,
+        "written_per_payload_byte": round(written_bytes / payload_bytes, 2)
+        if written_bytes and payload_bytes
+        else None,
     }
 
 

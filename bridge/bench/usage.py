@@ -1,6 +1,6 @@
 """What a process has used so far, from Linux's /proc; each figure is None where the system does not tell it.
 
-The three parsers are pure.
+The parsers are pure.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from bridge.disk_queue import wear
 
 _USER_TICKS, _SYSTEM_TICKS = 11, 12  # fields after the command's name, proc(5)
 
@@ -30,7 +32,7 @@ class Usage(NamedTuple):
             cpu_seconds(_text(folder / "stat"), os.sysconf("SC_CLK_TCK")),
             status_bytes(status, "VmRSS"),
             status_bytes(status, "VmHWM"),
-            written_bytes(_text(folder / "io")),
+            wear.parsed(_text(folder / "io")),
         )
 
 
@@ -44,12 +46,6 @@ def status_bytes(status: str, name: str) -> int | None:
     """Read one size of /proc/PID/status."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
-
-
-def written_bytes(io: str) -> int | None:
-    """Read what was written, less what was taken back before it reached the disk, of /proc/PID/io."""
-    found = dict(line.split(": ") for line in io.splitlines())
-    return int(found["write_bytes"]) - int(found["cancelled_write_bytes"]) if found else None
 
 
 def _text(path: Path) -> str:

@@ -67,6 +67,7 @@ from bridge.disk_queue.rows import Counts, NewRow, to_store
 from bridge.disk_queue.salvage import Salvager
 from bridge.disk_queue.selection import STATES, Selection
 from bridge.disk_queue.serializer import serializer
+from bridge.disk_queue.wear import written_bytes
 
 __all__ = [
     "FILE_NAME",
@@ -100,4 +101,5 @@ __all__ = [
     "to_store",
     "verify",
     "write_report",
+    "written_bytes",
 ]

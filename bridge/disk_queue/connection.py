@@ -79,6 +79,7 @@ class QueueConnection(SQLiteAckQueue):
         self._adopt, self._redate = adopt, redate
         self._recent = Recent()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
+        self.commits = 0  # transactions that wrote; with durability `power` each is a sync
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
         try:
             with mapped(folder):
@@ -219,6 +220,7 @@ class QueueConnection(SQLiteAckQueue):
                 if self._changed:
                     self._write_state(self._state)
                 self._conn.execute("COMMIT")
+            self.commits += self._changed
             self._write_mark()
         except BaseException:
             self._state = before

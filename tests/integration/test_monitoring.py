@@ -188,7 +188,7 @@ def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
     """Prometheus that scrapes a bridge's web server, on which every metric has a value."""
     board = StatusBoard(Status.starting("1.2.3", "press-4", system_now()))
     board.emit(BrokerConnected(session_present=False, reconnects=0))
-    board.emit(QueueCounted(42, 3, 900, 1, 2**30, 2**31, 7, 1.5))
+    board.emit(QueueCounted(42, 3, 900, 1, 2**30, 2**31, 7, 1.5, commits=5, written_bytes=4096))
     board.emit(Delivered(900, 0.25))
     board.emit(CloudFailed("timed out", 60.0))
     server, loop = WebServer("127.0.0.1", 0, board, DeadRows(no_dead_rows, none_requeued)), LoopThread("web server")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bridge.bench.machine import type_of_mount
-from bridge.bench.usage import cpu_seconds, status_bytes, written_bytes
+from bridge.bench.usage import cpu_seconds, status_bytes
+from bridge.disk_queue.wear import parsed
 
 FIELDS = "S 1 42 42 0 -1 4194560 2181 0 0 0 310 45 7 9 20 0 3 0 1234 1000 200"
 MOUNTS = [
@@ -28,13 +29,13 @@ def test_sizes_are_told_in_bytes_and_found_by_their_whole_name() -> None:
 
 
 def test_what_was_taken_back_was_not_written() -> None:
-    assert written_bytes("rchar: 1\nwchar: 2\nwrite_bytes: 8192\ncancelled_write_bytes: 4096\n") == 4096
+    assert parsed("rchar: 1\nwchar: 2\nwrite_bytes: 8192\ncancelled_write_bytes: 4096\n") == 4096
 
 
 def test_a_system_that_says_nothing_gives_no_figure() -> None:
     assert cpu_seconds("", ticks_a_second=100) is None
     assert status_bytes("", "VmRSS") is None
-    assert written_bytes("") is None
+    assert parsed("") is None
 
 
 @pytest.mark.parametrize(

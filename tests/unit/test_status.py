@@ -343,3 +343,22 @@ def test_receipts_are_counted_by_what_became_of_them() -> None:
     for event in (ReceiptsGiven(3, 0), ReceiptsGiven(0, 2), RequestRefused("t", "no"), RequestRefused("t", "no")):
         now = now.apply(event, Now(1.0, 1.0))
     assert (now.receipts.given, now.receipts.unsent, now.receipts.refused) == (3, 2, 2)
+
+
+def test_bytes_written_are_told_for_each_byte_of_payload_where_the_system_tells_them() -> None:
+    def disk(*events: Event) -> Tree | Leaf:
+        return tree(status(*events), START)["disk"]
+
+    counted = QueueCounted(0, 0, 0, 0, 0, 0, 0, None, commits=7, written_bytes=3000)
+    assert disk(counted) == {
+        "commits": 7,
+        "written_bytes": 3000,
+        "payload_bytes": 0,
+        "written_per_payload_byte": None,
+    }
+    told = disk(Received(2, 400), Received(3, 800), counted)
+    assert isinstance(told, dict)
+    assert (told["payload_bytes"], told["written_per_payload_byte"]) == (1200, 2.5)
+    untold = disk(Received(2, 400), replace(counted, written_bytes=None))
+    assert isinstance(untold, dict)
+    assert (untold["written_bytes"], untold["written_per_payload_byte"]) == (None, None)
