@@ -66,7 +66,9 @@ def test_every_value_and_row_id_reads_as_sqlite_reads_it(tmp_path: Path, page_by
         connection.executemany("INSERT INTO one VALUES (?, ?)", [(value, 7) for value in [*INTEGERS, *OTHERS]])
         connection.execute("CREATE TABLE far (a)")
         connection.executemany("INSERT INTO far (rowid, a) VALUES (?, ?)", [(n, str(n)) for n in ROW_IDS])
-        said = {table: said_by_sqlite(connection, table) for table in ("one", "far")}
+        connection.execute("CREATE TABLE least (a)")
+        connection.execute("INSERT INTO least VALUES (NULL), (NULL)")  # four bytes each, the last ones of the page
+        said = {table: said_by_sqlite(connection, table) for table in ("one", "far", "least")}
     with read(file) as pages:
         assert pages.page_bytes == page_bytes
         roots = pages.roots()
@@ -280,6 +282,31 @@ def test_cells_that_cannot_be_read_are_counted(tree: Path) -> None:
     overwrite(tree, page, 8, b"\xff\xff")  # a cell outside of the page
     with read(tree) as pages:
         assert pages.records(page) == (whole[1:], 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {0: 0x66},  # the payload is one byte shorter than its columns
+        {0: 0x68},  # longer
+        {2: 2, 4: 0x56},  # the column's type ends behind the header, and its length makes up for that
+        {2: 4},
+        {3: 0x80, 4: 10},  # a type that there is not
+        {3: 0x80, 4: 11},
+    ],
+)
+def test_a_record_whose_lengths_do_not_add_up_cannot_be_read(tree: Path, change: dict[int, int]) -> None:
+    _, sound = leaves(tree)
+    page = sound[2].page
+    content = tree.read_bytes()[(page - 1) * 512 : page * 512]
+    cell = int.from_bytes(content[8:10])
+    assert content[cell] == 0x67
+    assert content[cell + 2 : cell + 5] == b"\x03\x81\x54", "three bytes of header, and a blob of 100"
+    for at, byte in change.items():
+        overwrite(tree, page, cell + at, bytes([byte]))
+    with read(tree) as pages:
+        found, unreadable = pages.records(page)
+    assert ([record.row_id for record in found], unreadable) == (list(range(sound[2].after + 2, sound[2].last + 1)), 1)
 
 
 def test_a_count_of_more_cells_than_a_page_has_room_for_costs_none_of_those_that_are_there(tree: Path) -> None:
