@@ -49,8 +49,8 @@ _DISK_QUEUE = tuple(  # all that run the disk queue within the process of the te
         ("unit", ("rows", "disk_faults")),
         ("integration", ("mark", "pages", "queue_file", "verify", "reserve", "disk_queue", "ledger", "selection")),
         ("integration", ("queue_connection", "queue_verbs", "flash_wear", "salvager", "salvage", "rescue")),
-        ("integration", ("intake_store", "clock_set_late", "loss_teller", "disk_thread", "cli_queue_repair")),
-        ("integration", ("queue_model",)),
+        ("integration", ("intake_store", "clock_set_late", "loss_teller", "disk_thread", "altered_tables")),
+        ("integration", ("cli_queue_repair", "promise_39_queue_model")),
     )
     for name in names
 )

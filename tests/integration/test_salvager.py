@@ -338,7 +338,7 @@ def test_the_longest_batch_that_can_be_is_taken_over(file: Path, queue: DiskQueu
     assert queue._state.returned == ((6, 8 + SKIPPED),)
 
 
-def test_notes_are_taken_over_but_those_of_other_salvages(file: Path, queue: DiskQueue) -> None:
+def test_notes_are_taken_over_with_those_of_other_salvages(file: Path, queue: DiskQueue) -> None:
     execute(
         file, "INSERT INTO edge_note VALUES ('salvage of x', 'old'), (7, 'no text'), ('a', 8)", "DELETE FROM edge_batch"
     )
@@ -346,7 +346,7 @@ def test_notes_are_taken_over_but_those_of_other_salvages(file: Path, queue: Dis
         assert salvager.begin(queue) == Tally()
     notes = dict(queue._conn.execute("SELECT key, value FROM edge_note").fetchall())
     assert notes.pop(f"salvage of {FILE_NAME}")
-    assert notes == {"written": "by hand", "7": "no text", "a": "8"}
+    assert notes == {"written": "by hand", "7": "no text", "a": "8", "salvage of x": "old"}
 
 
 def test_the_ledger_is_taken_over_with_what_the_cloud_was_told(file: Path, queue: DiskQueue) -> None:
