@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from bridge.config import QueueSettings
 
 _REQUEST_BYTES_MAX = 1 << 20
+_TALKS_MAX = 32  # each may take a descriptor and, with half an import, some megabytes (I5)
+_BEGINNING_STEPS = 3  # of the loop, from a connection's acceptance to its conversation
+_REFUSAL_SECONDS = 1.0
+_TOO_MANY = {
+    "error": f"the bridge talks to {_TALKS_MAX} others already, or is stopping",
+    "hint": "is there a script that leaves `edge-bridge queue` behind? End those processes",
+    "exit_status": FaultError.exit_status,
+}
 IMPORT_BYTES_MAX = GROUP_BYTES + LINE_BYTES_MAX
 _PATH_BYTES_MAX = 107  # sun_path of unix(7), less the NUL
 _ANSWER_SECONDS = 30.0
@@ -52,6 +60,7 @@ class Control:
         self._importer = Importer(bounds)
         self._server: asyncio.Server | None = None
         self._talks: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     async def start(self) -> None:
         """Listen, in the place of whatever a killed bridge left; OperatorError if that cannot be."""
@@ -71,8 +80,13 @@ class Control:
         self._server = await asyncio.start_unix_server(self._talk, sock=listener, limit=_REQUEST_BYTES_MAX)
 
     async def stop(self) -> None:
-        """Stop listening and end every conversation."""
+        """Stop listening and end every conversation, also one that was accepted and has not begun."""
+        self._stopping = True
         if self._server:
+            for listener in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            for _ in range(_BEGINNING_STEPS):
+                await asyncio.sleep(0)  # a closed server would drop what was accepted just now, and leave it open
             self._server.close()
             with suppress(FileNotFoundError):
                 (self._folder / SOCKET_NAME).unlink()
@@ -81,6 +95,9 @@ class Control:
         await asyncio.gather(*self._talks, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._stopping or len(self._talks) >= _TALKS_MAX:
+            await _refuse(reader, writer)
+            return
         if talk := asyncio.current_task():
             self._talks.add(talk)
             talk.add_done_callback(self._talks.discard)
@@ -105,6 +122,15 @@ class Control:
     async def _import(self, lines: bytes) -> bytes:
         parcel = await asyncio.to_thread(Parcel.of, lines)
         return _line((await self._disk.run(lambda queue: self._importer.store(queue, parcel)))._asdict())
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hear the request out, but not for long: whoever is closed while it speaks does not hear why."""
+    with closing(writer):
+        with suppress(ConnectionError, ValueError, TimeoutError):
+            async with asyncio.timeout(_REFUSAL_SECONDS):
+                await reader.readline()
+        writer.write(_line(_TOO_MANY))
 
 
 def _announced(line: bytes) -> int:

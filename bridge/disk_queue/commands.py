@@ -23,6 +23,8 @@ from bridge.topics import filter_fault, overlap
 
 _ENTRIES = 200  # of the ledger in a page
 _STEP_PAGES = 256  # given back to the file system at once: a MiB
+_AFTER_MAX = 2**63 - 1  # more is no number of SQLite's
+_NOT_UNDERSTOOD = "the request is not understood", "is the command of the same version as the bridge?"
 Item = dict[str, Any]
 
 
@@ -65,10 +67,10 @@ class Request(NamedTuple):
                 ),
                 int(asked["after"]),
             )
-        except (ValueError, TypeError, KeyError) as error:
-            raise OperatorError(
-                "the request is not understood", "is the command of the same version as the bridge?"
-            ) from error
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise OperatorError(*_NOT_UNDERSTOOD) from error
+        if not 0 <= request.after <= _AFTER_MAX:
+            raise OperatorError(*_NOT_UNDERSTOOD)
         return request.checked()
 
     @classmethod

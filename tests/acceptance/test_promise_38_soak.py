@@ -29,15 +29,17 @@ SETTINGS = {
     "queue.keep_delivered_messages": 50_000,
 }
 DRAIN_SECONDS = 60
-WARM_SECONDS = 10  # SQLite's cache fills, connections of all kinds were made once
-GROWTH_KIB_MAX = 16 << 10
+# Caches fill, and every kind of fault has to be met once: the process grows for minutes (59 MiB at first, 83 after two,
+# 91 after seven) and then stays. So the line is drawn through what comes behind two fifths of its time.
+WARM_PART = 0.4
+GROWTH_KIB_MAX = {60: 16 << 10, 600: 8 << 10}
 RSS_KIB_MAX = 192 << 10
 DESCRIPTORS_MAX = 64
 WAL_BYTES_MAX = 48 << 20
 DATABASE_BYTES_MAX = 256 << 20
 
 
-def soak(folder: Path, broker: Mosquitto, seconds: float) -> None:
+def soak(folder: Path, broker: Mosquitto, seconds: int) -> None:
     seed = int(os.environ.get("EDGE_BRIDGE_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
     print(f"soak with seed {seed}")  # noqa: T201  pytest shows it when the test fails
     with TcpProxy(broker.port) as proxy, Stage(folder, broker, mqtt__port=proxy.port, **SETTINGS) as stage:
@@ -54,8 +56,9 @@ def soak(folder: Path, broker: Mosquitto, seconds: float) -> None:
         check_bounds(chaos, seconds)
 
 
-def check_bounds(chaos: Chaos, seconds: float) -> None:
-    growth_kib = chaos.growth_kib(WARM_SECONDS)
+def check_bounds(chaos: Chaos, seconds: int) -> None:
+    watched_seconds = seconds / 2
+    growth_kib = chaos.growth_kib(watched_seconds * WARM_PART)
     figures.count(faults=len(chaos.story))
     figures.most(
         growth_MiB=growth_kib / 1024,
@@ -64,7 +67,7 @@ def check_bounds(chaos: Chaos, seconds: float) -> None:
         WAL_MiB=max(sample.wal_bytes for sample in chaos.samples) / 2**20,
         database_MiB=max(sample.database_bytes for sample in chaos.samples) / 2**20,
     )
-    assert growth_kib < GROWTH_KIB_MAX, f"KiB, in {seconds / 2 - WARM_SECONDS} s"
+    assert growth_kib < GROWTH_KIB_MAX[seconds], f"KiB, in {watched_seconds * (1 - WARM_PART):.0f} s"
     assert max(sample.rss_kib for sample in chaos.samples) < RSS_KIB_MAX
     assert max(sample.descriptors for sample in chaos.samples) < DESCRIPTORS_MAX
     assert max(sample.wal_bytes for sample in chaos.samples) < WAL_BYTES_MAX
