@@ -34,6 +34,7 @@ from bridge.disk_queue.file import (
     set_pragmas,
     wal_pages,
 )
+from bridge.disk_queue.leaps import Leaps
 from bridge.disk_queue.ledger import Ledger, entries_max
 from bridge.disk_queue.mark import Mark, MarkFile, read_mark
 from bridge.disk_queue.receipts import Receipts
@@ -77,7 +78,7 @@ class QueueConnection(SQLiteAckQueue):
         self.folder = folder
         self._durability = durability
         self._adopt, self._redate = adopt, redate
-        self._recent = Recent()
+        self._recent, self._leaps = Recent(), Leaps()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
         self.commits = 0  # transactions that wrote; with durability `power` each is a sync
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file

@@ -50,6 +50,7 @@ class DiskQueue(QueueConnection):
         if rows and rows[0].received_at < CLOCK_SET_SINCE and self.note(_UNSET_NOTE) is None:
             self.write_note(_UNSET_NOTE, str(self.newest_id() + 1))
         start, newest = 0, self._state.newest
+        self._leaps.look(newest)
         is_plain = all(row.event_id is None and row.expires_at is None for row in rows)
         for step in _INSERT_ROWS_STEPS:
             # Many rows in one statement: sqlite3 gives up the interpreter lock once a statement, not once a row.
@@ -79,6 +80,7 @@ class DiskQueue(QueueConnection):
             self._fly(rows, rows[-1].row_id)
             return rows
         before = self._state.waiting
+        self._leaps.look(self._state.newest)
         rows = self._take_span(self._state.cursor + 1, 2**62, messages_max, bytes_max, now=time.time())
         if not rows and self._state.waiting == before and self.has_ready:
             # Cannot happen as long as the cursor's invariant holds; if it ever does not, no row may be stuck.
@@ -110,7 +112,7 @@ class DiskQueue(QueueConnection):
         for row_id, data, crc, received_at, expires_at in cursor:
             if row_id in taken or (noted and any(span.first <= row_id <= span.last for span in noted)):
                 continue
-            if expires_at is not None and _has_expired(expires_at, now):
+            if expires_at is not None and _has_expired(expires_at, now - self._leaps.seconds(row_id)):
                 if len(expired) >= _EXPIRED_MAX:
                     break
                 expired.append(row_id)
@@ -309,9 +311,11 @@ class DiskQueue(QueueConnection):
     ) -> tuple[int, int]:
         """Give up the oldest ready rows, at least so many and so many bytes, written in the loss ledger (I9).
 
-        With `received_before` at most `messages_min` of those that came before then. Returns messages and bytes.
+        With `received_before` at most `messages_min` of those that came before then (earlier still by as much as the
+        clock was put forward since). Returns messages and bytes.
         """
         self.mark_noted()
+        self._leaps.look(self._state.newest)
         spared = self._taken_ids().union(self._told_rows())
         row_ids: list[int] = []
         freed_bytes = 0
@@ -322,7 +326,7 @@ class DiskQueue(QueueConnection):
         for row_id, size_bytes, received_at in rows:
             if len(row_ids) >= messages_min and freed_bytes >= bytes_min:
                 break
-            if received_before is not None and received_at >= received_before:
+            if received_before is not None and received_at >= received_before - self._leaps.seconds(row_id):
                 break
             if row_id not in spared and (received_before is None or received_at > CLOCK_SET_SINCE):
                 row_ids.append(row_id)

@@ -23,6 +23,7 @@ from tests.harness.mosquitto import Mosquitto
 from tests.harness.publisher import LedgerPublisher
 
 JUMPS = ("+1h", "-1h", "+3650d", "-3650d", "+0")
+AGE_BOUND = {"queue.max_age_seconds": 1800}  # shorter than any jump, and none makes a message older
 STALL_SECONDS = 30.0  # a stall would last as long as the jump
 
 
@@ -35,7 +36,7 @@ def clock(tmp_path: Path) -> Clock:
 def stage(tmp_path: Path, mosquitto: Mosquitto, clock: Clock) -> Iterator[CloudStage]:
     with (
         Cloud() as cloud,
-        CloudStage(tmp_path / "stage", mosquitto, cloud, variables=clock.variables) as stage,
+        CloudStage(tmp_path / "stage", mosquitto, cloud, variables=clock.variables, settings=AGE_BOUND) as stage,
     ):
         yield stage
         stage.stop()  # killed, it would leave libfaketime's shared memory behind
@@ -86,6 +87,7 @@ def test_a_jump_leaves_no_busy_loop_and_no_stall_behind(stage: CloudStage, clock
     stage.cloud.always()
     stage.wait_delivered()
     stage.audit().assert_kept(duplicates_max=0)
+    assert stage.messages["dropped"] == 0
 
 
 def test_a_start_in_another_decade_delivers_what_waits(stage: CloudStage, clock: Clock) -> None:

@@ -204,6 +204,20 @@ def test_many_expired_rows_are_given_up_in_bounded_steps(
     assert disk_queue.ledger.totals() == {"expired": 25}
 
 
+@pytest.mark.parametrize("jump_seconds", [60.0, 3600.0, 3650 * 86400.0])
+def test_a_clock_that_is_put_forward_expires_nothing_and_makes_nothing_too_old(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch, jump_seconds: float
+) -> None:
+    now = time.time()
+    put_expiring(disk_queue, now + 30, None, now + 30, received_at=now - 5)
+    monkeypatch.setattr("time.time", lambda: now + jump_seconds)
+    with disk_queue.transaction():
+        assert disk_queue.drop_oldest(10, 0, LossReason.MAX_AGE, time.time() - 30) == (0, 0)
+    put_expiring(disk_queue, now + jump_seconds - 1, received_at=now + jump_seconds)  # it came after, and is too late
+    assert take(disk_queue)[:3] == ["m0", "m1", "m2"]
+    assert disk_queue.ledger.totals() == {"expired": 1}
+
+
 # ---- what the cloud is told -----------------------------------------------------------------------------------------
 
 
