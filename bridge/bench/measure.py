@@ -7,7 +7,9 @@ when every message has arrived, or when none has for a while; then the rest is m
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,9 @@ from bridge.bench.usage import Usage
 _POLL_SECONDS = 0.05
 _STALL_SECONDS = 30.0  # nothing new for so long: the rest does not come
 _NS = 1_000_000_000
+SYNCS = "fsync,fdatasync"
+# As a grandchild, so that the process measured stays the one started; stops it at those calls alone.
+STRACE = ("strace", "-D", "-f", "-qq", "--seccomp-bpf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,7 @@ class Plan:
     latency_seconds: float
     idle_seconds: float
     folder: Path
+    counts_syncs: bool = False
 
 
 Tell = Callable[[str, int, int], None]
@@ -51,7 +57,43 @@ async def measure(plan: Plan, tell: Tell, finished: Callable[[], None]) -> tuple
             prefix = f"{contender.title}, run {number + 1} of {plan.runs}"
             runs[contender.title].append(await _run(plan, contender, lambda *found, at=prefix: tell(at, *found)))
             finished()
-    return tuple(Mode(one.title, one.settings, tuple(runs[one.title])) for one in plan.contenders)
+    syncs = {}
+    if plan.counts_syncs:
+        for contender in plan.contenders:
+            prefix = f"{contender.title}, counting its fsyncs"
+            told = functools.partial(tell, prefix)
+            syncs[contender.title] = await _syncs_per_message(plan, contender, told)
+    return tuple(Mode(one.title, one.settings, tuple(runs[one.title]), syncs.get(one.title)) for one in plan.contenders)
+
+
+async def _syncs_per_message(plan: Plan, contender: Contender, tell: Callable[[int, int], None]) -> float | None:
+    """Run at full speed under strace, which slows nothing but the fsyncs; for how long is not looked at."""
+    if not contender.delivers or shutil.which("strace") is None:
+        return None
+    plan = replace(plan, messages=min(plan.messages, contender.messages_max))
+    tell(0, plan.messages)
+    with private_folder(plan.folder) as folder:
+        log = folder / "syncs"
+        async with set_stage(plan.folder, contender, plan.payload_bytes, wrapper=counting_syncs(log)) as stage:
+            before = syncs_in(log)
+            run = await _full_speed(stage, plan, tell, (None, None, None, 0.0))
+            return round((syncs_in(log) - before) / plan.messages, 6) if not run.missing else None
+
+
+def counting_syncs(log: Path) -> tuple[str, ...]:
+    """Return the program to put before one whose fsyncs are to be counted."""
+    return (*STRACE, "-e", f"trace={SYNCS}", "-o", str(log))
+
+
+def delaying_syncs(milliseconds: float) -> tuple[str, ...]:
+    """Return the program to put before one whose fsyncs are to take so much longer, as on an SD card."""
+    inject = f"inject={SYNCS}:delay_exit={int(milliseconds * 1000)}"
+    return (*STRACE, "-e", f"trace={SYNCS}", "-e", inject, "-o", os.devnull)
+
+
+def syncs_in(log: Path) -> int:
+    """Return how many fsyncs are in strace's log: one that is resumed began in another line."""
+    return sum("sync(" in line for line in log.read_text(encoding="utf-8").splitlines())
 
 
 async def _run(plan: Plan, contender: Contender, tell: Callable[[int, int], None]) -> Run:
@@ -59,11 +101,12 @@ async def _run(plan: Plan, contender: Contender, tell: Callable[[int, int], None
     load_average = round(os.getloadavg()[0], 2)
     tell(0, plan.messages)
     async with set_stage(plan.folder, contender, plan.payload_bytes) as stage:
-        idle = found = None
+        idle = found = stored = None
         if contender.delivers:
             idle = await _idle(stage, plan.idle_seconds)
             found = await _latency(stage, plan)
-        return await _full_speed(stage, plan, tell, (idle, found, load_average))
+            stored = await _stored(stage, plan) if contender.bridges else None
+        return await _full_speed(stage, plan, tell, (idle, found, stored, load_average))
 
 
 async def _idle(stage: Stage, seconds: float) -> tuple[float | None, int | None] | None:
@@ -74,7 +117,7 @@ async def _idle(stage: Stage, seconds: float) -> tuple[float | None, int | None]
     before = stage.contender.usage()
     await asyncio.sleep(seconds)
     after = stage.contender.usage()
-    cpu_seconds = _cpu_seconds(before, after)
+    cpu_seconds = cpu_seconds_between(before, after)
     return None if cpu_seconds is None else round(100 * cpu_seconds / seconds, 2), after.rss_bytes
 
 
@@ -88,13 +131,22 @@ async def _latency(stage: Stage, plan: Plan) -> Latency | None:
     return latency((await stage.counter.ask("latencies"))["latencies_ns"])
 
 
+async def _stored(stage: Stage, plan: Plan) -> Latency | None:
+    count = int(plan.latency_rate * plan.latency_seconds)
+    if not count:
+        return None
+    async with stage.asker(count, plan.payload_bytes, plan.latency_rate) as asker:
+        found = await asker.ask("publish")
+        return latency(found["latencies_ns"])
+
+
 async def _full_speed(
     stage: Stage,
     plan: Plan,
     tell: Callable[[int, int], None],
-    earlier: tuple[tuple[float | None, int | None] | None, Latency | None, float],
+    earlier: tuple[tuple[float | None, int | None] | None, Latency | None, Latency | None, float],
 ) -> Run:
-    idle, found, load_average = earlier
+    idle, found, stored, load_average = earlier
     await stage.counter.ask("expect", phase=Phase.THROUGHPUT)
     async with stage.generator(Phase.THROUGHPUT, plan.messages, plan.payload_bytes) as generator:
         cast = {"broker": stage.broker, "contender": stage.contender, "sink": stage.sink, "generator": generator}
@@ -103,7 +155,7 @@ async def _full_speed(
         after = {name: program.usage() for name, program in cast.items()}
     arrived = report["unique"]
     seconds = (report["last_ns"] - begun_ns) / _NS if arrived else 0.0
-    cpu_seconds = _cpu_seconds(before["contender"], after["contender"])
+    cpu_seconds = cpu_seconds_between(before["contender"], after["contender"])
     written = _difference(before["contender"].written_bytes, after["contender"].written_bytes)
     return Run(
         messages=plan.messages,
@@ -115,9 +167,10 @@ async def _full_speed(
         rss_peak_bytes=after["contender"].rss_peak_bytes,
         written_bytes_per_payload_byte=_per_payload_byte(written, plan) if stage.counter is stage.sink else None,
         latency=found,
+        stored=stored,
         idle_cpu_percent=idle[0] if idle else None,
         idle_rss_bytes=idle[1] if idle else None,
-        cores_busy={name: _share(_cpu_seconds(before[name], after[name]), seconds) for name in cast},
+        cores_busy={name: _share(cpu_seconds_between(before[name], after[name]), seconds) for name in cast},
         load_average=load_average,
     )
 
@@ -181,11 +234,14 @@ async def _sink_alone(folder: Path, plan: Plan, compression: str) -> dict[str, A
 
 
 def _alone(plan: Plan, seconds: float, cast: dict[str, tuple[Program, Usage]]) -> dict[str, Any]:
-    busy = {name: _share(_cpu_seconds(before, program.usage()), seconds) for name, (program, before) in cast.items()}
+    busy = {
+        name: _share(cpu_seconds_between(before, program.usage()), seconds) for name, (program, before) in cast.items()
+    }
     return {"messages_per_second": round(plan.messages / seconds), "cores_busy": busy}
 
 
-def _cpu_seconds(before: Usage, after: Usage) -> float | None:
+def cpu_seconds_between(before: Usage, after: Usage) -> float | None:
+    """Return what was used in between, if both tell."""
     if before.cpu_seconds is None or after.cpu_seconds is None:
         return None
     return after.cpu_seconds - before.cpu_seconds

@@ -43,16 +43,16 @@ def connect(client_id: bytes) -> bytes:
 
 
 def connect_5(client_id: bytes, *, receive_maximum: int, session_expiry_seconds: int) -> bytes:
-    """Return a CONNECT of MQTT 5 with a persistent session and without keep-alive."""
+    """Return a CONNECT of MQTT 5 with a session that outlives it, if only by 0 s, and without keep-alive."""
     properties = bytes([_RECEIVE_MAXIMUM]) + receive_maximum.to_bytes(2)
     properties += bytes([_SESSION_EXPIRY]) + session_expiry_seconds.to_bytes(4)
     head = string(b"MQTT") + bytes([5, 0x00]) + bytes(2)
     return packet(_CONNECT, head + varint(len(properties)) + properties + string(client_id))
 
 
-def subscribe_5(topic_filter: bytes) -> bytes:
-    """Return a SUBSCRIBE of MQTT 5 with QoS 1."""
-    return packet(_SUBSCRIBE, (1).to_bytes(2) + bytes(1) + string(topic_filter) + bytes([1]))
+def subscribe_5(topic_filter: bytes, qos: int = 1) -> bytes:
+    """Return a SUBSCRIBE of MQTT 5."""
+    return packet(_SUBSCRIBE, (1).to_bytes(2) + bytes(1) + string(topic_filter) + bytes([qos]))
 
 
 def publish(index: int, payload: bytes) -> bytes:

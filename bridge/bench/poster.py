@@ -15,10 +15,8 @@ import time
 import zstandard
 
 from bridge.bench.dialogue import hear, say
-from bridge.bench.mqtt import TOPIC
 from bridge.bench.posts import ANSWER, post
-from bridge.bench.predictions import Phase, payloads
-from bridge.message import head, head_middle, tail, uuid7
+from bridge.bench.predictions import Phase, events
 
 _BATCH_MESSAGES = 1000  # the bridge's defaults, levels of compression too
 _LEVEL = 1
@@ -47,18 +45,13 @@ def main() -> int:
 
 def batches(count: int, payload_bytes: int, compression: str) -> list[bytes]:
     """Return the requests that carry so many predictions, as the bridge would send them."""
-    events = (_event(index, one) for index, one in enumerate(payloads(Phase.THROUGHPUT, count, payload_bytes)))
+    source = events(Phase.THROUGHPUT, count, payload_bytes)
     requests = []
-    while batch := list(itertools.islice(events, _BATCH_MESSAGES)):
+    while batch := list(itertools.islice(source, _BATCH_MESSAGES)):
         body = b"[" + b",".join(batch) + b"]"
         encoding = "" if compression == "none" else compression
         requests.append(post(b"/", _compressed(body, encoding), encoding))
     return requests
-
-
-def _event(index: int, payload: bytes) -> bytes:
-    middle = head_middle("edge/bench", TOPIC.decode())
-    return head(uuid7(index, index), middle, "2026-01-01T00:00:00.000000Z") + tail(payload, is_json=True)
 
 
 def _compressed(body: bytes, encoding: str) -> bytes:

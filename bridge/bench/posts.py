@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 _HEAD_END = b"\r\n\r\n"
 
 

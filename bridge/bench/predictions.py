@@ -13,6 +13,9 @@ import re
 from collections.abc import Iterator
 from enum import IntEnum
 
+from bridge.bench.mqtt import TOPIC
+from bridge.message import head, head_middle, tail, uuid7
+
 _NUMBER_DIGITS, _STAMP_DIGITS = 10, 19
 _NUMBERS_A_PHASE = 1_000_000_000
 _STAMP_BASE = 1_000_000_000_000_000_000  # JSON numbers have no leading zeros; the machine runs for less than a year
@@ -29,6 +32,8 @@ class Phase(IntEnum):
     PROBE = 1
     LATENCY = 2
     THROUGHPUT = 3
+    RECEIPTS = 4
+    BACKLOG = 5
 
 
 def payloads(phase: Phase, count: int, payload_bytes: int) -> Iterator[bytes]:
@@ -38,6 +43,13 @@ def payloads(phase: Phase, count: int, payload_bytes: int) -> Iterator[bytes]:
     varieties = [_probabilities(source, room) for _ in range(min(count, _VARIETIES))]
     for index in range(count):
         yield _LAYOUT % (phase * _NUMBERS_A_PHASE + index, _STAMP_BASE, varieties[index % _VARIETIES])
+
+
+def events(phase: Phase, count: int, payload_bytes: int) -> Iterator[bytes]:
+    """Yield the same predictions as the bridge stores and posts them."""
+    middle = head_middle("edge/bench", TOPIC.decode())
+    for index, payload in enumerate(payloads(phase, count, payload_bytes)):
+        yield head(uuid7(index, index), middle, "2026-01-01T00:00:00.000000Z") + tail(payload, is_json=True)
 
 
 def _probabilities(source: random.Random, size_bytes: int) -> bytes:

@@ -10,9 +10,10 @@ import asyncio
 import json
 import os
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +36,11 @@ class Program:
         self.name = name
         self._command, self._folder, self._talks = tuple(command), folder, talks
         self._process: Process | None = None
+        self.started_ns = 0  # when its program was about to be executed
+
+    def wrap(self, *words: str) -> None:
+        """Put a program before it that becomes it, as `strace -D` does: the process is still the one measured."""
+        self._command = (*words, *self._command)
 
     @property
     def pid(self) -> int:
@@ -51,6 +57,7 @@ class Program:
 
     async def __aenter__(self) -> Self:
         with (self._folder / f"{self.name}.log").open("ab") as log:
+            self.started_ns = time.monotonic_ns()
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=PIPE if self._talks else DEVNULL,
@@ -80,6 +87,36 @@ class Program:
         text = (self._folder / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
         last = text.splitlines()[-_LAST_WORDS_LINES:] or ["none"]
         return FaultError(f"{self.name} ended in the middle of the bench", f"its last words: {' | '.join(last)}")
+
+
+class Several(Program):
+    """Some programs that are measured as one."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        super().__init__(programs[0].name, (), Path())
+        self._programs = tuple(programs)
+        self._stack = AsyncExitStack()
+
+    def wrap(self, *words: str) -> None:
+        for program in self._programs:
+            program.wrap(*words)
+
+    def usage(self) -> Usage:
+        return Usage.sum([program.usage() for program in self._programs])
+
+    def check(self) -> None:
+        for program in self._programs:
+            program.check()
+
+    async def __aenter__(self) -> Self:
+        for program in self._programs:
+            await self._stack.enter_async_context(program)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
 
 
 class Talker(Program):

@@ -22,14 +22,16 @@ TITLES = (
     "CPU µs / message",
     "RSS peak MiB",
     "written B / payload B",
-    "latency ms p50 / p99 / p99.9",
+    "fsyncs / message",
+    "stored ms p50 / p99 / p99.9",
+    "delivered ms p50 / p99 / p99.9",
     "idle CPU % / MiB",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """From the time a message was due to its arrival at the sink, at a modest rate."""
+    """From the time a message was due to its arrival at the sink, or to its receipt, at a modest rate."""
 
     samples: int
     p50_ms: float
@@ -51,6 +53,7 @@ class Run:
     rss_peak_bytes: int | None
     written_bytes_per_payload_byte: float | None
     latency: Latency | None
+    stored: Latency | None  # to the receipt that says so
     idle_cpu_percent: float | None
     idle_rss_bytes: int | None
     cores_busy: dict[str, float | None]  # of every process meanwhile: who was the bottleneck
@@ -64,6 +67,7 @@ class Mode:
     title: str
     settings: dict[str, str]
     runs: tuple[Run, ...]
+    syncs_per_message: float | None = None  # of a run of its own that is not timed
 
 
 class Spread(NamedTuple):
@@ -108,10 +112,8 @@ def rows(modes: Sequence[Mode], ceiling: str) -> list[tuple[str, ...]]:
 
 def _row(mode: Mode, rate: Spread | None, top: Spread | None) -> tuple[str, ...]:
     runs = mode.runs
-    latencies = [run.latency for run in runs if run.latency]
     idle_cpu = spread([run.idle_cpu_percent for run in runs])
     idle_mib = spread([_mib(run.idle_rss_bytes) for run in runs])
-    percentiles = [spread([getattr(one, name) for one in latencies]) for name in PERCENTILES]
     return (
         mode.title,
         f"{rate.median:,.0f} ({rate.low:,.0f}–{rate.high:,.0f})" if rate else ABSENT,
@@ -119,9 +121,17 @@ def _row(mode: Mode, rate: Spread | None, top: Spread | None) -> tuple[str, ...]
         _cell(spread([run.cpu_us_per_message for run in runs]), 1),
         _cell(spread([_mib(run.rss_peak_bytes) for run in runs]), 0),
         _cell(spread([run.written_bytes_per_payload_byte for run in runs]), 2),
-        " / ".join(_cell(one, 1) for one in percentiles) if latencies else ABSENT,
+        ABSENT if mode.syncs_per_message is None else f"{mode.syncs_per_message:.4f}",
+        _percentiles([run.stored for run in runs if run.stored]),
+        _percentiles([run.latency for run in runs if run.latency]),
         f"{_cell(idle_cpu, 2)} / {_cell(idle_mib, 0)}" if idle_cpu else ABSENT,
     )
+
+
+def _percentiles(latencies: Sequence[Latency]) -> str:
+    if not latencies:
+        return ABSENT
+    return " / ".join(_cell(spread([getattr(one, name) for one in latencies]), 1) for name in PERCENTILES)
 
 
 def _cell(found: Spread | None, digits: int) -> str:
@@ -158,4 +168,5 @@ def _medians(runs: Sequence[Run]) -> dict[str, float | None]:
     found = {name: spread([getattr(run, name) for run in runs]) for name in names}
     for name in PERCENTILES:
         found[f"latency_{name}"] = spread([getattr(run.latency, name) for run in runs if run.latency])
+        found[f"stored_{name}"] = spread([getattr(run.stored, name) for run in runs if run.stored])
     return {name: one and one.median for name, one in found.items()}

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.bench.contenders import Contender, Surroundings
+from bridge.bench.contenders import WEB_PORTS, Contender, Surroundings
 from bridge.bench.predictions import Phase
 from bridge.bench.programs import Program, Talker
 from bridge.demo.stage import mosquitto_conf
@@ -24,6 +26,7 @@ from bridge.errors import FaultError, OperatorError
 
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # where daemons are, and a user's PATH may not lead
 _POLL_SECONDS = 0.02
+_READY_POLL_SECONDS = 0.005
 _READY_SECONDS = 30.0
 _PROBES_A_SECOND = 20
 # Whoever is slower than the broker leaves its messages there: it must drop none, so these are not as shipped.
@@ -32,10 +35,11 @@ _OTHER_VALUES = {"max_queued_messages": 100_000_000, "max_queued_bytes": 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a run works with; `counter` is whom to ask what arrived."""
+    """What a run works with; `counter` is whom to ask what arrived, `web_ports` are those of the contender's pages."""
 
     folder: Path
     broker_port: int
+    web_ports: tuple[int, ...]
     broker: Program
     sink: Talker
     contender: Program
@@ -52,6 +56,24 @@ class Stage:
             payload_bytes=payload_bytes,
             rate=rate,
         )
+
+    def asker(self, count: int, payload_bytes: int, rate: float) -> Talker:
+        """Return a generator that asks for receipts, not started."""
+        return Talker("asker", self.folder, port=self.broker_port, count=count, payload_bytes=payload_bytes, rate=rate)
+
+    async def ready(self) -> int:
+        """Wait until every bridge says that it is ready; return when that was."""
+        async with _patience(f"{self.contender.name} does not say that it is ready"):
+            for port in self.web_ports:
+                while not (await page(port, "/readyz")).startswith(b"HTTP/1.1 200 "):
+                    self.contender.check()
+                    await asyncio.sleep(_READY_POLL_SECONDS)
+        return time.monotonic_ns()
+
+    async def metric(self, name: str) -> float:
+        """Return what a metric of the bridge shows now; 0 before it shows any."""
+        found = re.search(rf"^{name} (\S+)$".encode(), await page(self.web_ports[0], "/metrics"), re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
     def check(self) -> None:
         """Raise FaultError if a part of the stage is gone."""
@@ -73,20 +95,51 @@ def private_folder(parent: Path) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def set_stage(parent: Path, contender: Contender, payload_bytes: int) -> AsyncIterator[Stage]:
+async def set_stage(
+    parent: Path, contender: Contender, payload_bytes: int, *, wrapper: Sequence[str] = ()
+) -> AsyncIterator[Stage]:
     """Start everything, and see a probe come through the contender."""
+    async with started_stage(parent, contender, payload_bytes, wrapper) as stage:
+        await _probe(stage, payload_bytes)
+        await stage.ready()
+        yield stage
+
+
+@asynccontextmanager
+async def started_stage(
+    parent: Path,
+    contender: Contender,
+    payload_bytes: int,
+    wrapper: Sequence[str] = (),
+    prepare: Callable[[Talker], Awaitable[None]] | None = None,
+) -> AsyncIterator[Stage]:
+    """Start everything, the contender last, and `prepare` the sink before it."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(private_folder(parent))
         broker, broker_port = await stack.enter_async_context(running_broker(folder))
-        sink = await stack.enter_async_context(Talker("sink", folder))
-        around = Surroundings(folder, broker_port, sink.greeting["port"], free_port(), payload_bytes)
-        program = await stack.enter_async_context(contender.program(around))
+        sink = await stack.enter_async_context(Talker("sink", folder, answer_after_ms=contender.answer_after_ms))
+        web_ports = tuple(free_port() for _ in range(WEB_PORTS))
+        around = Surroundings(folder, broker_port, sink.greeting["port"], web_ports, payload_bytes)
+        program = contender.program(around)
+        program.wrap(*wrapper)
+        if prepare:
+            await prepare(sink)
+        await stack.enter_async_context(program)
         counter = sink if contender.delivers else program
         if not isinstance(counter, Talker):
             raise TypeError(f"{contender.title} neither delivers nor counts")
-        stage = Stage(folder, broker_port, broker, sink, program, counter)
-        await _probe(stage, payload_bytes)
-        yield stage
+        yield Stage(folder, broker_port, web_ports[: contender.bridges], broker, sink, program, counter)
+
+
+async def page(port: int, path: str) -> bytes:
+    """Return what a web page answers, head and body; empty if nobody does."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+            return await reader.read()
+    except OSError:
+        return b""
 
 
 @asynccontextmanager

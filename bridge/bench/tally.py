@@ -22,7 +22,7 @@ class Tally:
         self._is_stamped = phase is Phase.LATENCY
         self._seen: set[Any] = set()
         self._found = 0
-        self._last_ns = 0
+        self._curve: list[tuple[int, int]] = []
         self._latencies_ns: list[int] = []
 
     def count(self, text: bytes, at_ns: int) -> None:
@@ -35,21 +35,24 @@ class Tally:
         self._seen.update(found)
         self._found += len(found)
         if len(self._seen) > before:
-            self._last_ns = at_ns
+            self._curve.append((at_ns, len(self._seen)))
 
     def report(self) -> dict[str, Any]:
         """Return the counts so far."""
         unique = len(self._seen)
-        return {"unique": unique, "duplicates": self._found - unique, "last_ns": self._last_ns}
+        last_ns = self._curve[-1][0] if self._curve else 0
+        return {"unique": unique, "duplicates": self._found - unique, "last_ns": last_ns}
 
     def answer(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Answer a command of the bench: `expect` a phase, `report`, or `latencies` (LATENCY alone has any)."""
+        """Answer a command: `expect` a phase, `report`, `curve`, or `latencies` (LATENCY alone has any)."""
         match command["do"]:
             case "expect":
                 self.expect(Phase(command["phase"]))
                 return {}
             case "report":
                 return self.report()
+            case "curve":  # when how many had arrived: a point for each time that some did
+                return {"curve": self._curve}
             case "latencies":
                 return {"latencies_ns": self._latencies_ns}
             case other:

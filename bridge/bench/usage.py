@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -34,6 +35,12 @@ class Usage(NamedTuple):
             status_bytes(status, "VmHWM"),
             wear.parsed(_text(folder / "io")),
         )
+
+    @classmethod
+    def sum(cls, usages: Sequence[Self]) -> Self:
+        """Add the figures of several processes; one that is not told by all of them is not told at all."""
+        columns = [[figure for figure in column if figure is not None] for column in zip(*usages, strict=True)]
+        return cls(*(sum(column) if len(column) == len(usages) else None for column in columns))
 
 
 def cpu_seconds(stat: str, ticks_a_second: int) -> float | None:

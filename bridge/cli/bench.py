@@ -133,6 +133,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         latency_seconds=args.latency_seconds,
         idle_seconds=args.idle_seconds,
         folder=args.folder.absolute(),
+        counts_syncs=True,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,7 +66,12 @@ def test_every_mode_is_measured_and_every_message_accounted_for(tmp_path: Path) 
     assert (bridge["messages"], bridge["missing"]) == (3000, 0)
     assert bridge["latency"]["samples"] == 200
     assert 0 < bridge["latency"]["p50_ms"] <= bridge["latency"]["p99_ms"] <= bridge["latency"]["max_ms"]
+    assert bridge["stored"]["samples"] == 200
+    assert 0 < bridge["stored"]["p50_ms"] <= bridge["stored"]["max_ms"]
     assert bridge["cpu_us_per_message"] > 0
+    syncs = document["modes"][1]["syncs_per_message"]
+    assert 0 < syncs < 0.1 if shutil.which("strace") else syncs is None
+    assert document["modes"][0]["syncs_per_message"] is None
     assert bridge["rss_peak_bytes"] >= bridge["idle_rss_bytes"] > 10 << 20
     assert document["environment"]["mosquitto"].startswith("2.")
     assert document["alone"]["sink"]["zstd"]["messages_per_second"] > 0

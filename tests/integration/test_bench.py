@@ -7,18 +7,20 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bridge.bench import machine, measure
-from bridge.bench.contenders import RIVALS, Bridge, NullSubscriber, Surroundings
-from bridge.bench.predictions import Phase
-from bridge.bench.programs import Program, Talker
+from bridge.bench import machine, measure, trials
+from bridge.bench.contenders import RIVALS, Bridge, Hindered, NullSubscriber, SideBySide, StockSubscriber
+from bridge.bench.posts import post
+from bridge.bench.predictions import Phase, payloads
+from bridge.bench.programs import Talker
 from bridge.bench.results import Mode, Run
 from bridge.cli import bench
 from bridge.errors import FaultError
@@ -46,22 +48,14 @@ def test_without_a_terminal_it_prints_a_plain_table_and_can_write_the_runs_to_a_
     assert document["modes"][1]["runs"][0]["latency"]["samples"] == 50
 
 
-@dataclass(frozen=True, slots=True)
-class LosingBridge(Bridge):
-    """Gives up whatever it cannot keep in three rows."""
-
-    def program(self, around: Surroundings) -> Program:
-        program = Bridge.program(self, around)  # super() does not work in a class with slots
-        toml = around.folder / "bridge.toml"
-        toml.write_text(toml.read_text().replace('overflow = "block"', 'overflow = "drop-newest"\nmax_messages = 3'))
-        return program
+LOSING = Bridge("crash", "none", (("queue.overflow", "drop-newest"), ("queue.max_messages", 3)))
 
 
 def test_messages_that_a_contender_loses_are_missing_from_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "_STALL_SECONDS", 2.0)
-    contenders = (NullSubscriber(), LosingBridge("crash", "none"))
+    contenders = (NullSubscriber(), LOSING)
     plan = measure.Plan(contenders, 2000, 200, 1, latency_rate=1, latency_seconds=0, idle_seconds=0, folder=tmp_path)
     ceiling, losing = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
     assert ceiling.runs[0].missing == 0
@@ -76,10 +70,36 @@ def test_receipts_are_measured(tmp_path: Path) -> None:
     assert done.stdout.startswith("25 stored receipts at 50 messages/s"), done.stderr
 
 
-def test_the_rivals_lose_nothing_either(tmp_path: Path) -> None:
-    plan = measure.Plan(RIVALS, 200, 300, 1, latency_rate=1, latency_seconds=0, idle_seconds=0, folder=tmp_path)
-    rivals = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
-    assert [(mode.runs[0].messages, mode.runs[0].missing) for mode in rivals] == [(200, 0)] * len(RIVALS)
+def test_nobody_else_loses_anything_either(tmp_path: Path) -> None:
+    near = Hindered(Bridge("crash", "none"), "20 ms", answer_after_ms=20)
+    others = (*RIVALS, StockSubscriber(200), SideBySide("crash", "none"), near)
+    plan = measure.Plan(others, 200, 300, 1, latency_rate=1, latency_seconds=0, idle_seconds=0, folder=tmp_path)
+    modes = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
+    assert [(mode.runs[0].messages, mode.runs[0].missing) for mode in modes] == [(200, 0)] * len(others)
+
+
+async def test_a_full_queue_is_drained_and_worked_on_top_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "_SETTLE_SECONDS", 0.0)
+    queue = tmp_path / "queue"
+    queue.mkdir(mode=0o700)
+    trials.fill(queue, 20_000, 200)
+    bridge = replace(Bridge("crash", "none"), backlog=queue)
+    drained = await trials.drain(tmp_path, bridge, 200, 20_000)
+    assert (drained.missing, drained.duplicates) == (0, 0)
+    assert 0 < drained.first_post_ms <= 1000 * drained.curve[-1][0]
+    assert drained.curve[-1][1] == 20_000
+    assert min(drained.rows_per_second, drained.first_tenth_rows_per_second, drained.last_tenth_rows_per_second) > 0
+    worked = await trials.depth(tmp_path, bridge, 200, 20_000, 2000)
+    assert worked.store_us_per_message is not None
+    assert worked.deliver_us_per_message is not None
+
+
+def test_where_a_sync_is_slow_a_message_is_stored_later(tmp_path: Path, strace_installed: None) -> None:
+    slow = Hindered(Bridge("power", "none"), "100 ms a sync", wrapper=measure.delaying_syncs(100))
+    plan = measure.Plan((slow,), 200, 200, 1, latency_rate=50, latency_seconds=1, idle_seconds=0, folder=tmp_path)
+    ((mode),) = asyncio.run(measure.measure(plan, lambda *_: None, lambda: None))
+    assert mode.runs[0].stored is not None
+    assert mode.runs[0].stored.p50_ms > 50
 
 
 @pytest.mark.parametrize(
@@ -132,6 +152,17 @@ class Part(subprocess.Popen[str]):
 def reported(part: Part, count: int) -> dict[str, Any]:
     """What it has counted, once all are there."""
     return wait_until(lambda: report if (report := part.ask("report"))["unique"] >= count else None) or {}
+
+
+def test_a_sink_that_is_away_counts_nothing_and_says_so() -> None:
+    with Part("sink") as sink, socket.create_connection(("127.0.0.1", sink.hear()["port"])) as caller:
+        sink.ask("expect", phase=int(Phase.BACKLOG))
+        body = b"".join(payloads(Phase.BACKLOG, 3, 100))
+        for order, status_code in (("refuse", b" 503 "), ("accept", b" 200 ")):
+            sink.ask(order)
+            caller.sendall(post(b"/", body, ""))
+            assert status_code in caller.recv(1000)
+            assert sink.ask("report")["unique"] == (0 if order == "refuse" else 3)
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
@@ -200,7 +231,7 @@ async def test_a_process_that_cannot_begin_is_told_with_its_last_words(tmp_path:
 
 
 def make_run(missing: int) -> Run:
-    return Run(1000, missing, 0, 1.0, 1000 - missing, None, None, None, None, None, None, {}, 0.1)
+    return Run(1000, missing, 0, 1.0, 1000 - missing, None, None, None, None, None, None, None, {}, 0.1)
 
 
 @pytest.fixture

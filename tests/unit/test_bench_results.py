@@ -31,6 +31,7 @@ RUN = Run(
     rss_peak_bytes=64 << 20,
     written_bytes_per_payload_byte=2.25,
     latency=Latency(500, 10.0, 20.0, 30.0, 31.0),
+    stored=Latency(500, 5.0, 6.0, 7.0, 8.0),
     idle_cpu_percent=0.25,
     idle_rss_bytes=48 << 20,
     cores_busy={"broker": 0.9},
@@ -41,6 +42,7 @@ NULL = replace(
     messages_per_second=40_000,
     written_bytes_per_payload_byte=None,
     latency=None,
+    stored=None,
     idle_cpu_percent=None,
     idle_rss_bytes=None,
 )
@@ -79,7 +81,7 @@ def test_no_samples_are_no_latency() -> None:
 
 def test_a_row_holds_medians_the_spread_of_the_rate_and_its_share_of_the_ceiling() -> None:
     faster = replace(RUN, messages_per_second=30_000, cpu_us_per_message=10.5)
-    modes = (Mode("ceiling", {}, (NULL,)), Mode("bridge", {}, (RUN, faster)))
+    modes = (Mode("ceiling", {}, (NULL,)), Mode("bridge", {}, (RUN, faster), 0.004))
     top, bridge = rows(modes, "ceiling")
     assert len(top) == len(bridge) == len(TITLES)
     assert bridge == (
@@ -89,10 +91,12 @@ def test_a_row_holds_medians_the_spread_of_the_rate_and_its_share_of_the_ceiling
         "11.5",
         "64",
         "2.25",
+        "0.0040",
+        "5.0 / 6.0 / 7.0",
         "10.0 / 20.0 / 30.0",
         "0.25 / 48",
     )
-    assert top == ("ceiling", "40,000 (40,000–40,000)", "1.00", "12.5", "64", ABSENT, ABSENT, ABSENT)
+    assert top == ("ceiling", "40,000 (40,000–40,000)", "1.00", "12.5", "64", *[ABSENT] * 5)
 
 
 def test_a_system_that_tells_nothing_gives_a_table_of_dashes_not_of_zeros() -> None:
@@ -119,5 +123,6 @@ def test_the_document_holds_every_run_and_the_medians_and_is_json() -> None:
     assert [run["messages_per_second"] for run in bridge["runs"]] == [20_000, 10_000]
     assert bridge["median"]["messages_per_second"] == 15_000
     assert bridge["median"]["latency_p99_ms"] == 20.0
+    assert bridge["median"]["stored_p99_ms"] == 6.0
     assert blind["median"]["cpu_us_per_message"] is None
     assert made["missing"] == 0

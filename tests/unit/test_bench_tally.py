@@ -62,6 +62,14 @@ def test_expecting_another_phase_begins_anew() -> None:
     assert tally.answer({"do": "report"}) == {"unique": 0, "duplicates": 0, "last_ns": 0}
 
 
+def test_the_curve_has_a_point_for_each_time_that_new_ones_came() -> None:
+    tally = counting(Phase.THROUGHPUT)
+    tally.count(b",".join(SENT[:3]), at_ns=10)
+    tally.count(SENT[0], at_ns=15)
+    tally.count(b",".join(SENT[3:]), at_ns=20)
+    assert tally.answer({"do": "curve"}) == {"curve": [(10, 3), (20, 5)]}
+
+
 def test_a_command_that_it_does_not_know_is_an_error() -> None:
     with pytest.raises(ValueError, match="sing"):
         Tally().answer({"do": "sing"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.bench.machine import type_of_mount
-from bridge.bench.usage import cpu_seconds, status_bytes
+from bridge.bench.usage import Usage, cpu_seconds, status_bytes
 from bridge.disk_queue.wear import parsed
 
 FIELDS = "S 1 42 42 0 -1 4194560 2181 0 0 0 310 45 7 9 20 0 3 0 1234 1000 200"
@@ -44,3 +44,11 @@ def test_a_system_that_says_nothing_gives_no_figure() -> None:
 )
 def test_the_nearest_mount_above_a_folder_says_its_type_and_the_last_one_covers_others(folder: str, kind: str) -> None:
     assert type_of_mount(MOUNTS, folder) == kind
+
+
+def test_several_processes_use_what_each_of_them_does() -> None:
+    assert Usage.sum([Usage(0.5, 10, 20, 300), Usage(0.25, 1, 2, 3)]) == Usage(0.75, 11, 22, 303)
+
+
+def test_what_one_of_several_does_not_tell_is_not_told_of_all() -> None:
+    assert Usage.sum([Usage(0.5, 10, 20, None), Usage(0.25, 1, 2, 3)]) == Usage(0.75, 11, 22, None)
