@@ -47,9 +47,7 @@ class QueueInUseError(QueueUnusableError):
         who = f"process {pid}" if pid else "another process"
         super().__init__(
             f"the queue in {folder} is in use by {who}",
-            f"stop process {pid} first, or give this bridge a queue.path of its own"
-            if pid
-            else "stop the other bridge first, or give this one a queue.path of its own",
+            f"stop {who if pid else 'the other bridge'} first; two bridges want a queue.path of its own for each",
         )
         self.pid = pid
 

@@ -169,7 +169,7 @@ class CloudPaused:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounted:
-    """A count of the queue, taken every status interval and after each change worth telling."""
+    """A count of the queue, taken once a second."""
 
     ready: int
     taken: int

@@ -128,7 +128,7 @@ class FaultLog:
                 yield from self._message_lines(event)
             case ConflictSeen() | RequestRefused() | Echoed():
                 yield from self._topic_lines(event)
-            case QueueCounted():  # comes every status interval, so it is the tick for what is due
+            case QueueCounted():  # comes once a second, so it is the tick for what is due
                 yield from self._due()
             case Stopping():
                 yield from self._due(stopping=True)

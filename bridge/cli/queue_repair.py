@@ -84,7 +84,8 @@ def _verification(found: Verification) -> dict[str, object]:
 
 def _lines(found: Verification) -> Iterator[str]:
     counts = _counts(found.rows)
-    yield ", ".join(f"{counts[name]} {name}" for name in ("waiting", "delivered", "dead"))
+    if found.rows or found.is_sound:  # else it could not be opened, and nobody has counted
+        yield ", ".join(f"{counts[name]} {name}" for name in ("waiting", "delivered", "dead"))
     yield from (f"wrong: {trouble}" for trouble in found.troubles)
     yield from (f"not salvaged yet: {name}" for name in found.pending)
     yield "the queue is sound" if found.is_sound else "`edge-bridge queue repair` salvages what can be read"
