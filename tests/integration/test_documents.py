@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 from contextlib import closing
@@ -10,11 +11,53 @@ from pathlib import Path
 import pytest
 
 from bridge.cli import COMMANDS
+from bridge.cli.queue import VERBS
 from bridge.config.problems import KEYS
 from bridge.disk_queue import FILE_NAME, DiskQueue
+from bridge.events import (
+    BrokerLost,
+    CloudFailed,
+    CloudPaused,
+    ConflictSeen,
+    Died,
+    DiskTroubled,
+    Dropped,
+    Echoed,
+    Event,
+    Hung,
+    QueueDamaged,
+    Refused,
+    RequestRefused,
+    RowsMissing,
+    SubscriptionGranted,
+    SubscriptionRefused,
+    Withheld,
+)
+from bridge.log import FaultLog
+from bridge.loss import LossReason
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("mosquitto/*.md")])
+TROUBLES: tuple[Event, ...] = (
+    BrokerLost("cannot connect to 127.0.0.1:1883: Connection refused", 1.0),
+    BrokerLost("127.0.0.1:1883 refused the connection: Not authorized", 1.0),
+    BrokerLost("the connection to 127.0.0.1:1883 broke", 1.0),
+    SubscriptionRefused("a/#", "Not authorized"),
+    SubscriptionGranted("a/#", 0, 1),
+    Withheld(1),
+    Echoed("a"),
+    CloudFailed("503", 1.0),
+    CloudPaused("401", 60.0),
+    *(DiskTroubled(state, "why") for state in ("full", "starved", "stalled", "blocked")),
+    Hung("why"),
+    QueueDamaged("why"),
+    RowsMissing(1, 2),
+    Dropped(1, "why"),
+    Died(1, "why"),
+    Refused(1, "a", "why"),
+    ConflictSeen("a", "id"),
+    RequestRefused("a", "why"),
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -111,6 +154,49 @@ def test_every_command_is_in_the_readme_or_the_documents() -> None:
     text = "\n".join(document.read_text() for document in DOCUMENTS)
     names = [name for group in COMMANDS.values() for name in group]
     assert [name for name in names if f"edge-bridge {name}" not in text] == []
+
+
+@pytest.mark.parametrize("document", ["QUEUE.md", "QUICK_REFERENCE.md"])
+def test_every_verb_of_the_queue_is_told(document: str) -> None:
+    rows = re.findall(r"^\| (`edge-bridge queue [^|]*)", (ROOT / "docs" / document).read_text(), re.MULTILINE)
+    told = {word for row in rows for word in re.findall(r"`(?:edge-bridge queue )?(\w+)", row)}
+    assert set(VERBS) - told == set()
+
+
+def test_every_reason_of_a_loss_and_every_address_of_the_page_is_told() -> None:
+    ledger = (ROOT / "docs/QUEUE.md").read_text().partition("## The loss ledger")[2]
+    assert [reason for reason in LossReason if f"`{reason}`" not in ledger] == []
+    served = re.findall(r'router\.add_\w+\("([^"]+)"', (ROOT / "bridge/web/__init__.py").read_text())
+    addresses = (ROOT / "docs/WEB.md").read_text().partition("## Addresses")[2]
+    assert served
+    assert [path for path in served if not re.search(rf"`(POST )?{path}`", addresses)] == []
+
+
+@pytest.mark.parametrize("event", TROUBLES, ids=repr)
+def test_every_trouble_that_the_log_tells_has_a_row_in_the_troubleshooting(event: Event) -> None:
+    told = [line.message for line in FaultLog(lambda: 0.0).lines(event) if line.level >= logging.WARNING]
+    assert told
+    assert [message for message in told if not any(_means(symptom, message) for symptom in _symptoms())] == []
+
+
+def test_every_symptom_of_the_troubleshooting_is_something_that_the_program_says() -> None:
+    source = "\n".join(path.read_text() for path in ROOT.glob("bridge/**/*.py"))
+    whole = re.sub(r'"\n\s+f?"', "", source)  # literals that go on in the next line
+    log = [line.message for event in TROUBLES for line in FaultLog(lambda: 0.0).lines(event)]
+    composed = "the queue in data is in use by process 7"  # by errors.QueueInUseError, of two texts
+    said = [*log, composed, *whole.splitlines()]
+    assert [symptom for symptom in _symptoms() if not any(_means(symptom, text) for text in said)] == []
+
+
+def _symptoms() -> list[str]:
+    """Return what the first column quotes of the log and of errors."""
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/TROUBLESHOOTING.md").read_text(), re.MULTILINE)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    return [text for text in quoted if " " in text]  # a single word is a name, such as /readyz
+
+
+def _means(symptom: str, message: str) -> bool:
+    return bool(re.search(".*".join(re.escape(part.strip()) for part in symptom.split("…")), message))
 
 
 def test_every_decision_is_short_and_has_its_four_parts() -> None:
