@@ -314,7 +314,6 @@ class DiskQueue(QueueConnection):
         With `received_before` at most `messages_min` of those that came before then (earlier still by as much as the
         clock was put forward since). Returns messages and bytes.
         """
-        self.mark_noted()
         self._leaps.look(self._state.newest)
         spared = self._taken_ids().union(self._told_rows())
         row_ids: list[int] = []
@@ -328,7 +327,9 @@ class DiskQueue(QueueConnection):
                 break
             if received_before is not None and received_at >= received_before - self._leaps.seconds(row_id):
                 break
-            if row_id not in spared and (received_before is None or received_at > CLOCK_SET_SINCE):
+            if row_id in spared or self._noted_span(row_id):
+                continue
+            if received_before is None or received_at > CLOCK_SET_SINCE:
                 row_ids.append(row_id)
                 freed_bytes += size_bytes or 0
         rows.close()
