@@ -9,8 +9,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.disk_queue import DiskQueue, NewRow, Selection
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Selection
 from bridge.disk_queue import queue as queue_module
+from bridge.disk_queue.mark import Mark, read_mark
 from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.disk_queue.rows import SavedRow
 from bridge.errors import QueueDamagedError
@@ -85,10 +86,10 @@ def test_any_number_of_rows_is_stored_in_order_with_all_that_came_with_them(queu
         (n, row.data, row.received_at, 0, zlib.crc32(row.data), row.packet_id, row.event_id, None, row.expires_at)
         for n, row in enumerate(rows, start=1)
     ]
-    assert queue.counts().ready == count
     with queue.transaction():
         queue.put_rows([])
     assert queue.counts().ready == count
+    assert read_mark(queue.folder / FILE_NAME) == Mark(count, count)
 
 
 @pytest.mark.parametrize(("at", "note"), [(SET - 1, "3"), (SET, None)])
