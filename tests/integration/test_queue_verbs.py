@@ -159,6 +159,18 @@ def test_of_a_batch_that_is_settled_in_part_the_rest_may_come_back_alone(queue: 
     assert taken == [1, 2, 3, 4, 5]
 
 
+def test_released_rows_leave_without_those_between_them_that_are_in_flight_or_noted(queue: DiskQueue) -> None:
+    put_many(queue, SPAN_ROWS_MIN + 2)
+    taken = take(queue)
+    with queue.transaction():
+        queue.release([taken[0], taken[-1]])
+    assert take(queue) == [taken[0], taken[-1]]
+    with queue.transaction():
+        queue.ack_rows(taken[1:-1])
+        queue.release([taken[0], taken[-1]])
+    assert take(queue) == [taken[0], taken[-1]]
+
+
 def test_nothing_is_taken_while_older_rows_are_on_their_way_back(queue: DiskQueue) -> None:
     put_many(queue, 1)
     queue.withhold(True)
