@@ -161,7 +161,7 @@ def _mistaken(node: ast.AST) -> Iterator[ast.AST]:
             # A large bound that is one off is no mistake that anybody would notice.
             yield ast.copy_location(ast.Constant(value + 1 if value < LARGE else 2 * value), node)
         case ast.Return(value) if value is not None and ast.unparse(value) != "None":
-            yield ast.copy_location(ast.Return(ast.Constant(None)), node)
+            yield ast.copy_location(ast.Return(ast.copy_location(ast.Constant(None), node)), node)
         case ast.Expr(ast.Call()) | ast.AugAssign() | ast.Raise():
             yield ast.copy_location(ast.Pass(), node)
 
@@ -340,8 +340,9 @@ class Trial:
         files = dict.fromkeys(_file_of(test.name).removeprefix("tests/") for test in tests)
         seconds_max = 5 + 5 * max(test.seconds for test in tests)
 
+        code = compile(tree, self._file, "exec")  # here, for what is no Python must not count as seen
+
         def run() -> tuple[int, Any]:
-            code = compile(tree, self._file, "exec")
             name = f"bridge.{self.module.replace('/', '.')}"
             sys.meta_path.insert(0, MistakenModule(name, Path(self._file), code))
             return run_tests(tuple(files), plugin, seconds_max), plugin.failed
