@@ -82,6 +82,15 @@ async def eventually(condition: Callable[[], Any], timeout_seconds: float = 10, 
         await asyncio.sleep(POLL_SECONDS)
 
 
+async def close_server(server: asyncio.Server) -> None:
+    """Close it, and leave nothing behind that it accepted: what comes to a closed one is dropped and stays open."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(3):  # steps of the loop from a connection's acceptance to whoever serves it, and closes it
+        await asyncio.sleep(0)
+    server.close()
+
+
 class LoopThread:
     """An event loop in a thread of its own; whatever is still running on it is cancelled by `close`."""
 

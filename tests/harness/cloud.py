@@ -27,7 +27,7 @@ from typing import NamedTuple, Self
 
 from bridge.receiver.body import Refusal, decode
 from bridge.receiver.entries import Event, read
-from tests.harness import LoopThread, free_port
+from tests.harness import LoopThread, close_server, free_port
 
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 64 << 20
@@ -203,7 +203,7 @@ class Cloud:
 
     async def _close(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await close_server(self._server)
             self._server = None
         for writer in self._writers:
             writer.transport.abort()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from tests.harness import LoopThread
+from tests.harness import LoopThread, close_server
 
 PIECE_BYTES = 65_536
 FIRST_BYTES_MAX = 4_096
@@ -78,7 +78,7 @@ class TcpProxy:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def _close(self) -> None:
-        self._server.close()
+        await close_server(self._server)
         await self._cut()
 
     async def _cut(self) -> None:
