@@ -61,6 +61,7 @@ def check_kill_loop(stage: Stage, cycles: int) -> None:
     assert len(stage.cloud.stored) > cycles * 100, "hardly anything passed, so hardly anything was tried"
 
 
+@pytest.mark.timeout(400)  # thirty starts, and on a busy machine each takes seconds
 def test_thirty_kills_at_random_moments_lose_nothing(stage: Stage) -> None:
     check_kill_loop(stage, 30)
 
