@@ -28,20 +28,22 @@ from typing import Any
 
 from bridge.bench import machine, trials
 from bridge.bench.contenders import (
+    RIVALS,
     BarePaho,
     Bridge,
     Contender,
     Hindered,
-    MqBridge,
     Naive,
     NullSubscriber,
     SideBySide,
     StockSubscriber,
+    compiled_rivals,
 )
 from bridge.bench.measure import Plan, delaying_syncs, measure
 from bridge.bench.results import ABSENT, Mode, missing
 from bridge.bench.results import document as modes_document
 from bridge.bench.stage import private_folder
+from bridge.errors import BridgeError
 
 RUNS = 5
 PAYLOAD_BYTES = 300
@@ -261,9 +263,8 @@ class Bench:
 
     def speed(self, found: Found) -> Found:
         """Everybody in turn."""
-        rivals = [MqBridge(self.mq_bridge, through_file=one) for one in (False, True)] if self.mq_bridge else []
         stock = [StockSubscriber(self.sizes.messages)] if shutil.which("mosquitto_sub") else []
-        return self._modes(found, "speed", NULL, *stock, PAHO, NAIVE, Naive(100), *rivals, POWER, GZIP, NEAR)
+        return self._modes(found, "speed", NULL, *stock, *RIVALS, *compiled_rivals(self.mq_bridge), POWER, GZIP, NEAR)
 
     def slow_disk(self, found: Found) -> Found:
         if shutil.which("strace") is None:
@@ -413,7 +414,14 @@ def others(found: Found) -> list[str]:
 
 def main(words: list[str] | None = None) -> int:
     """Measure, show, judge."""
-    args = _arguments(words)
+    try:
+        return _run(_arguments(words))
+    except BridgeError as error:
+        print(f"{error}\nhint: {error.hint}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
     sizes = Sizes(
         runs=args.runs,
         messages=args.messages,
@@ -424,10 +432,12 @@ def main(words: list[str] | None = None) -> int:
         idle_seconds=args.idle_seconds,
     )
     tell = partial(print, file=sys.stderr, flush=True)
+    environment = machine.describe(args.folder) | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    if args.mq_bridge:
+        environment["mq_bridge"] = machine.mq_bridge_version(args.mq_bridge)
     begun = time.monotonic()
     found = measured(Bench(args.folder, sizes, args.mq_bridge, tell), args.only or GROUPS)
     verdicts = [judge(bar, found) for bar in BARS]
-    environment = machine.describe(args.folder) | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     if args.json:
         command = ["python", "benchmarks/bars.py", *_given(args)]
         text = json.dumps(document(found, verdicts, environment, command), indent=1)

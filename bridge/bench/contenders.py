@@ -280,6 +280,11 @@ class Bridge:
         return Program(self.name, [sys.executable, "-m", "bridge", "run", "--config", str(toml)], around.folder)
 
 
+def compiled_rivals(python: str | None) -> tuple[Contender, ...]:
+    """Return mq-bridge both ways, if a Python is named that has it."""
+    return tuple(MqBridge(python, through_file=one) for one in (False, True)) if python else ()
+
+
 def _toml(value: object) -> str:
     """Strings, numbers and lists of them look the same in TOML."""
     return json.dumps(value, ensure_ascii=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from bridge import __version__
 from bridge.bench.stage import mosquitto
+from bridge.errors import OperatorError
 
 _PACKAGES = ("aiohttp", "orjson", "paho-mqtt", "persist-queue", "uvloop", "zstandard")
 _MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs"}
@@ -32,6 +33,20 @@ def describe(folder: Path) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "file_system": file_system(folder),
     }
+
+
+def mq_bridge_version(python: str) -> str:
+    """Return which mq-bridge this Python has; OperatorError if it has none."""
+    ask = "import mq_bridge; from importlib.metadata import version; print(version('mq-bridge'))"
+    try:
+        return subprocess.run(
+            [python, "-c", ask], capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise OperatorError(
+            f"{python} cannot import mq_bridge",
+            "python -m venv DIR && DIR/bin/pip install mq-bridge, then --mq-bridge DIR/bin/python",
+        ) from error
 
 
 def is_in_memory(environment: dict[str, Any]) -> bool:

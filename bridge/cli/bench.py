@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rivals", action="store_true", help="beside it bare paho, and the bridge one would write from documentation"
     )
+    parser.add_argument(
+        "--mq-bridge", metavar="PYTHON", help="beside it mq-bridge, a compiled rival, run by a Python that has it"
+    )
     latency, idle = parser.add_argument_group("latency"), parser.add_argument_group("idle")
     latency.add_argument(
         "--latency-rate", type=_positive, default=1000, help="messages a second (default: %(default)s)"
@@ -73,6 +76,8 @@ def execute(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     environment = machine.describe(plan.folder)
+    if args.mq_bridge:
+        environment["mq_bridge"] = machine.mq_bridge_version(args.mq_bridge)
     at, command = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), ["edge-bridge", "bench", *_given(args)]
     try:
         with _progress(len(plan.contenders) * plan.runs) as (tell, finished):
@@ -103,7 +108,7 @@ async def _measure(
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from bridge.bench.contenders import RIVALS, Bridge, NullSubscriber
+    from bridge.bench.contenders import RIVALS, Bridge, NullSubscriber, compiled_rivals
     from bridge.bench.measure import Plan
     from bridge.bench.predictions import PAYLOAD_BYTES_MIN
     from bridge.bench.stage import mosquitto
@@ -125,7 +130,12 @@ def _plan(args: argparse.Namespace) -> Plan:
         for compression in dict.fromkeys(args.compression)
     ]
     return Plan(
-        contenders=(NullSubscriber(), *(RIVALS if args.rivals else ()), *bridges),
+        contenders=(
+            NullSubscriber(),
+            *(RIVALS if args.rivals else ()),
+            *compiled_rivals(args.mq_bridge),
+            *bridges,
+        ),
         messages=args.messages,
         payload_bytes=args.payload_bytes,
         runs=args.runs,
@@ -145,6 +155,7 @@ def _given(args: argparse.Namespace) -> Iterator[str]:
         yield from map(str, value if isinstance(value, list) else [value])
     yield from ("--idle-seconds", str(args.idle_seconds))
     yield from ["--rivals"] if args.rivals else []
+    yield from ["--mq-bridge", "PYTHON"] if args.mq_bridge else []
 
 
 @contextmanager

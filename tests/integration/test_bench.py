@@ -62,6 +62,30 @@ def test_messages_that_a_contender_loses_are_missing_from_its_result(
     assert 0 < losing.runs[0].missing < 2000
 
 
+def test_bars_are_held_against_what_a_run_shows(tmp_path: Path) -> None:
+    quick = ("--only", "start", "round-trips", "--runs", "1", "--messages", "2000", "--idle-seconds", "0.1")
+    command = [sys.executable, "benchmarks/bars.py", *quick, "--folder", str(tmp_path), "--json", str(tmp_path / "j")]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False, timeout=90
+    )
+    verdicts = {bar["measure"]: bar for bar in json.loads((tmp_path / "j").read_text())["bars"]}
+    assert verdicts["run → ready"]["value"] > 0, done.stderr
+    assert verdicts["300 ms round trips, concurrency 8"]["is_met"] is False, "so few messages are no throughput"
+    assert verdicts["drain of stored rows"]["is_met"] is None
+    assert "MISSED" in done.stdout
+    assert done.returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]
+
+
+def test_bars_tell_who_cannot_be_measured(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/bars.py", "--folder", str(tmp_path), "--mq-bridge", sys.executable]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=child_environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot import mq_bridge\nhint: " in done.stderr
+
+
 def test_receipts_are_measured(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/receipts.py", "--rate", "50", "--seconds", "0.5", "--folder", str(tmp_path)]
     done = subprocess.run(
@@ -111,6 +135,8 @@ def test_where_a_sync_is_slow_a_message_is_stored_later(tmp_path: Path, strace_i
         (("--compression", "lzma"), "lzma"),
         (("--folder", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--idle-seconds", "-1"), "is not a number of seconds"),
+        (("--mq-bridge", sys.executable), "cannot import mq_bridge"),
+        (("--mq-bridge", "/nowhere/python"), "cannot import mq_bridge"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_starts(
