@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+import tomllib
+from collections.abc import Mapping
 from contextlib import closing
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bridge.cli import COMMANDS
+from bridge.cli import COMMANDS, main
 from bridge.cli.queue import VERBS
-from bridge.config.problems import KEYS
+from bridge.config.problems import KEYS, SECTIONS
 from bridge.disk_queue import FILE_NAME, DiskQueue
 from bridge.events import (
     BrokerLost,
@@ -37,7 +41,8 @@ from bridge.log import FaultLog
 from bridge.loss import LossReason
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("mosquitto/*.md")])
+FOLDERS = ("docs", "mosquitto", "examples", "benchmarks", "config")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 TROUBLES: tuple[Event, ...] = (
     BrokerLost("cannot connect to 127.0.0.1:1883: Connection refused", 1.0),
     BrokerLost("127.0.0.1:1883 refused the connection: Not authorized", 1.0),
@@ -89,6 +94,75 @@ def test_every_key_is_in_the_commented_configuration_and_no_other() -> None:
         elif key := re.match(r"#?(\w+) = ", line):
             told.append(section + key[1])
     assert sorted(told) == sorted(KEYS)
+
+
+def test_the_commented_configuration_shows_the_defaults() -> None:
+    text = re.sub(r"^#(?=\w+ = )", "", (ROOT / "config/bridge.toml").read_text(), flags=re.MULTILINE)
+    shown = dict(_leaves(tomllib.loads(text)))
+    defaults = {
+        prefix + name: _as_in_a_file(field.get_default(call_default_factory=True))
+        for prefix, section in SECTIONS.items()
+        for name, field in section.model_fields.items()
+        if prefix + name in KEYS and prefix + name not in {"device_id", "upload.url"}  # the host's name; none
+    }
+    assert {path: shown[path] for path in defaults} == defaults
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = [(f"{prefix}{name}", value) for name, value in table.items()]
+    inner = [leaf for path, value in pairs if isinstance(value, dict) for leaf in _leaves(value, f"{path}.")]
+    return pairs + inner
+
+
+def _as_in_a_file(value: Any) -> Any:
+    match value:
+        case None:
+            return ""
+        case Enum():
+            return value.value
+        case Path():
+            return str(value)
+        case tuple():
+            return list(value)
+        case _:
+            return value
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_key_that_a_document_names_is_there(document: Path) -> None:
+    if document.name == "ARCHITECTURE.md" or document.parent.name == "decisions":
+        return  # these name modules, which are called like sections
+    sections = "|".join({prefix.partition(".")[0] for prefix in SECTIONS if prefix})
+    name = re.compile(rf"(?<![\w/.-])(?:{sections})\.[a-z_]+(?:\.[a-z_]+)?\b(?![\w(./])")
+    assert [key for part in _code(document.read_text()) for key in name.findall(part) if key not in KEYS] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_that_a_document_gives_is_there_with_its_options(
+    document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in _commands(document.read_text()):
+        words = re.split(r"[\s,]+", command)
+        with pytest.raises(SystemExit) as ended:
+            main([*(words[:2] if words[0] == "queue" and len(words) > 1 else words[:1]), "--help"])
+        told = capsys.readouterr()
+        assert ended.value.code == 0, command
+        assert [word for word in words if word.startswith("--") and word != "--help" and word not in told.out] == []
+
+
+def _commands(text: str) -> list[str]:
+    """Return what stands behind `edge-bridge`, in code within the text and in blocks of it."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for language, block in blocks if language in {"", "sh"} for line in block.splitlines()]
+    code = [*_code(text), *lines]
+    given = re.compile(r"(?:^|[\s=(])edge-bridge ([a-z][^#|&;>()\\\]]*)")
+    return [command.strip() for part in code for command in given.findall(part)]
+
+
+def _code(text: str) -> list[str]:
+    """Return the code within the text, also what goes on in the next line."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(part.split()) for part in re.findall(r"`([^`]+)`", prose)]
 
 
 def promise_rows() -> dict[int, list[str]]:
@@ -150,10 +224,15 @@ def test_every_invariant_is_cited_where_it_is_held() -> None:
         assert architecture.count(f"| I{number} |") == 1
 
 
-def test_every_command_is_in_the_readme_or_the_documents() -> None:
+def test_every_command_is_in_the_quick_reference() -> None:
+    table = (ROOT / "docs/QUICK_REFERENCE.md").read_text().partition("## Commands")[2].partition("## ")[0]
+    told = {word for code in _code(table) for word in code.removeprefix("edge-bridge ").split()[:1]}
+    assert {name for group in COMMANDS.values() for name in group} - told == set()
+
+
+def test_every_topic_of_the_bridge_that_a_document_names_is_one() -> None:
     text = "\n".join(document.read_text() for document in DOCUMENTS)
-    names = [name for group in COMMANDS.values() for name in group]
-    assert [name for name in names if f"edge-bridge {name}" not in text] == []
+    assert set(re.findall(r"edge/buffer/(\w+)", text)) == {"status", "receipts"}
 
 
 @pytest.mark.parametrize("document", ["QUEUE.md", "QUICK_REFERENCE.md"])
