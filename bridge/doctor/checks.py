@@ -214,9 +214,7 @@ async def _disk_side(bounds: QueueSettings) -> list[Line]:
 def _disk_space(bounds: QueueSettings) -> Line:
     folder = probes.nearest(bounds.path)
     reserve = Reserve(folder)
-    wanted = judge.Bounds(
-        bounds.max_bytes, bounds.min_free_disk_bytes, 0 if reserve.held else reserve.size_bytes, bounds.overflow
-    )
+    wanted = judge.Bounds(bounds.max_bytes, bounds.min_free_disk_bytes, 0 if reserve.held else reserve.size_bytes)
     return judge.disk_space(str(folder), probes.room(folder), _used_bytes(folder), wanted)
 
 

@@ -229,7 +229,6 @@ class Bounds(NamedTuple):
     max_bytes: int
     min_free_disk_bytes: int
     reserve_bytes: int  # what the reserve still needs; 0 once it is made
-    overflow: str
 
 
 def disk_space(folder: str, found: Room, used_bytes: int, bounds: Bounds) -> Line:
@@ -240,9 +239,10 @@ def disk_space(folder: str, found: Room, used_bytes: int, bounds: Bounds) -> Lin
         advice = "make room on the disk: the bridge stores nothing until there is some"
         return fail(check, f"{free}: not even the reserve ({size(bounds.reserve_bytes)}) has room", advice)
     if found.free_bytes < bounds.min_free_disk_bytes:
-        what = "stops confirming" if bounds.overflow == "block" else f"gives messages up ({bounds.overflow})"
-        left = size(bounds.min_free_disk_bytes)
-        return fail(check, f"{free}, less than the {left} left to others: the queue {what}", makes)
+        left = size(
+            bounds.min_free_disk_bytes
+        )  # whatever queue.overflow says: dropping frees nothing that others filled
+        return fail(check, f"{free}, less than the {left} left to others: nothing is stored or confirmed", makes)
     if found.free_files is not None and found.free_files < FREE_FILES:
         return fail(
             check, f"{free}, but room for {found.free_files} files only", "delete files: the inodes are used up"

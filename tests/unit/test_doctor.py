@@ -23,7 +23,7 @@ from bridge.verdict import Reply
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MIB = 1 << 20
-BOUNDS = Bounds(max_bytes=100 * MIB, min_free_disk_bytes=50 * MIB, reserve_bytes=16 * MIB, overflow="drop-oldest")
+BOUNDS = Bounds(max_bytes=100 * MIB, min_free_disk_bytes=50 * MIB, reserve_bytes=16 * MIB)
 
 
 def grade(line: Line) -> str:
@@ -136,7 +136,7 @@ def test_a_clock_that_was_never_set_is_found_without_a_cloud() -> None:
         (139 * MIB, None, "warn", "before queue.max_bytes"),
         (141 * MIB, 1000, "ok", ""),
         (141 * MIB, 3, "fail", "3 files"),
-        (49 * MIB, None, "fail", "gives messages up (drop-oldest)"),
+        (49 * MIB, None, "fail", "nothing is stored or confirmed"),
         (15 * MIB, None, "fail", "the reserve"),
     ],
 )
