@@ -34,6 +34,9 @@ _TAIL = b',"datacontenttype":'
 _JSON_TAIL = b',"datacontenttype":"application/json","data":'
 _UNSET = re.compile(rb'"time":"[^"]*","clockunset":"([^"/]+)/([0-9]+\.[0-9]+)"')
 _HEAD = b'{"specversion":"1.0","id":"'
+_PLAIN_HEAD = re.compile(
+    _HEAD + rb'([^"\\]+)","source":"[^"\\]*","type":"[^"\\]*","subject":"([^"\\]*)","time":'
+)  # of almost every event: no string in it is escaped
 _MEMBERS = ("specversion", "id", "source", "type", "subject", "time", "datacontenttype")
 
 
@@ -235,6 +238,13 @@ def event_subject(data: bytes) -> str | None:
         subject = orjson.loads(data).get("subject")
         return subject if isinstance(subject, str) else None
     return str(orjson.loads(head_bytes[start : head_bytes.index(b',"time":', start)]))
+
+
+def event_id_and_subject(data: bytes) -> tuple[str, str | None]:
+    """Return both at once, which is quicker."""
+    if plain := _PLAIN_HEAD.match(data):
+        return plain[1].decode(), plain[2].decode()
+    return event_id(data), event_subject(data)
 
 
 def payload_json(data: bytes) -> bytes:

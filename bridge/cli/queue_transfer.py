@@ -6,24 +6,23 @@ All three go through the queue a page, a group or a step at a time, so memory st
 from __future__ import annotations
 
 import argparse
-import csv
+import binascii
 import hashlib
 import importlib
-import io
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from bridge.cli.output import Progress, print_error, progress
 from bridge.cli.queue_reach import (
-    Item,
     Options,
     Reached,
     items,
@@ -34,18 +33,22 @@ from bridge.cli.queue_reach import (
     selection_options,
 )
 from bridge.cli.status import count, size
-from bridge.disk_queue import Request, Selection
+from bridge.disk_queue import Page, Request, Selection
 from bridge.errors import FaultError, OperatorError
 from bridge.importer import GROUP_BYTES, GROUP_LINES, LINE_BYTES_MAX
 from bridge.message import event_id
 
 COLUMNS = ("row", "id", "state", "topic", "received_at", "event", "event_base64")
-_PARQUET_ROWS = 10_000  # in a row group
+_PARQUET_ROWS, _PARQUET_BYTES = 10_000, 16 << 20  # in a row group, whichever comes first
+QUOTE = '"'
+_SPECIAL = re.compile(r'[,"\r\n]')
 _FAULTS_SHOWN = 20
 _WAIT_SECONDS = 0.5  # between tries while the queue has no room
 
 Write = Callable[[Reached, Selection, IO[bytes], Progress], None]
 Numbered = tuple[int, bytes]  # a line and its number
+Column = list[Any]
+Columns = tuple[Column, ...]
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
@@ -88,12 +91,54 @@ def _write_ndjson(queue: Reached, selection: Selection, sink: IO[bytes], show: P
 
 
 def _write_csv(queue: Reached, selection: Selection, sink: IO[bytes], show: Progress) -> None:
-    text = io.TextIOWrapper(sink, "utf-8", newline="", write_through=True)
-    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    for page in pages(queue, "export", selection, show):
-        table.writerows(page.items)
-    text.detach()
+    sink.write(f"{','.join(COLUMNS)}\n".encode())
+    for page in pages(queue, "columns", selection, show):
+        sink.write(_csv_lines(*_columns(page)).encode())
+
+
+def _columns(page: Page) -> Columns:
+    """Return the columns of a page, those of `COLUMNS` in order."""
+    (item,) = page.items
+    ends = list(accumulate(item["sizes"], initial=0))
+    names = (item[name] for name in COLUMNS[:-2])
+    if page.body.isascii():
+        text = page.body.decode("ascii")
+        return *names, [text[start:end] for start, end in pairwise(ends)], [None] * len(item["sizes"])
+    parts = [page.body[start:end] for start, end in pairwise(ends)]
+    texts = [_text(part) for part in parts]
+    bare = [_base64(part) if text is None else None for part, text in zip(parts, texts, strict=True)]
+    return *names, texts, bare
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def _csv_lines(*columns: Column) -> str:
+    """Return what the csv module would write, but for quotes that need not be, in a third of its time."""
+    rows, own_ids, states, topics, times, events, bare = columns
+    quoted = [f'"{event.replace(QUOTE, QUOTE + QUOTE)}"' if event else "" for event in events]
+    cells = zip(rows, _cells(own_ids), states, _cells(topics), _cells(times), quoted, _cells(bare), strict=True)
+    lines = [
+        f"{row},{own_id},{state},{topic},{at},{event},{other}\n"
+        for row, own_id, state, topic, at, event, other in cells
+    ]
+    return "".join(lines)
+
+
+def _cells(column: Column) -> Column:
+    """Return short texts as cells, with quotes where one of them has to have them; None is an empty one."""
+    cells = [cell or "" for cell in column] if None in column else column
+    if _SPECIAL.search("".join(cells)) is None:
+        return cells
+    return [f'"{cell.replace(QUOTE, QUOTE + QUOTE)}"' for cell in cells]
 
 
 def _write_parquet(queue: Reached, selection: Selection, sink: IO[bytes], show: Progress) -> None:
@@ -101,10 +146,18 @@ def _write_parquet(queue: Reached, selection: Selection, sink: IO[bytes], show: 
     if sink.isatty():
         raise OperatorError("parquet is not for a terminal", "add --output FILE")
     schema = arrow.schema([(name, arrow.int64() if name == "row" else arrow.string()) for name in COLUMNS])
-    rows = items(queue, "export", selection, show)
-    with parquet.ParquetWriter(sink, schema) as writer:
-        while some := list(islice(rows, _PARQUET_ROWS)):
-            writer.write_table(arrow.Table.from_pylist([_cells(item) for item in some], schema))
+    group: list[Any] = []
+    with parquet.ParquetWriter(sink, schema, use_dictionary=["state", "topic"]) as writer:
+        for page in pages(queue, "columns", selection, show):
+            group.append(arrow.table(list(_columns(page)), schema))
+            if (
+                sum(table.num_rows for table in group) >= _PARQUET_ROWS
+                or sum(table.nbytes for table in group) >= _PARQUET_BYTES
+            ):
+                writer.write_table(arrow.concat_tables(group))
+                group.clear()
+        if group:
+            writer.write_table(arrow.concat_tables(group))
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -114,10 +167,6 @@ def _pyarrow() -> tuple[Any, Any]:
         raise OperatorError(
             "parquet needs pyarrow, which is not installed here", "`pip install pyarrow`, or --format ndjson"
         ) from error
-
-
-def _cells(item: Item) -> Item:
-    return {name: item.get(name) for name in COLUMNS}
 
 
 FORMATS: dict[str, Write] = {"ndjson": _write_ndjson, "csv": _write_csv, "parquet": _write_parquet}

@@ -131,6 +131,21 @@ def _export(queue: DiskQueue, selection: Selection, after: int) -> Page:
     return Page([_item(row) | _event(row.data) for row in rows], following)
 
 
+def _columns(queue: DiskQueue, selection: Selection, after: int) -> Page:
+    """Return rows as columns, one item; the stored bytes follow one another in the body, `sizes` divides them."""
+    rows, following = queue.select_columns(selection, after)
+    times = {at: rfc3339(at) for at in set(rows.received_at)}
+    item: Item = {
+        "row": rows.row_ids,
+        "id": rows.event_ids,
+        "state": rows.states,
+        "topic": rows.topics,
+        "received_at": [times[at] for at in rows.received_at],
+        "sizes": [len(data) for data in rows.data],
+    }
+    return Page([item], following, b"".join(rows.data))
+
+
 def _lines(queue: DiskQueue, selection: Selection, after: int) -> Page:
     rows, following = queue.select_bare(selection, after)
     return Page([], following, ndjson(rows))
@@ -193,7 +208,8 @@ def _compact(queue: DiskQueue, _selection: Selection, after: int) -> Page:
 COMMANDS = {
     "stats": Command(_stats),
     "list": Command(_list),
-    "export": Command(_export),
+    "export": Command(_export),  # row by row; `columns` is quicker
+    "columns": Command(_columns),
     "lines": Command(_lines),
     "ids": Command(_ids),
     "compact": Command(_compact),

@@ -16,7 +16,7 @@ from bridge.disk_queue.file import DAMAGE_HINT, FILE_NAME, INCREMENTAL
 from bridge.disk_queue.ledger import Entry
 from bridge.disk_queue.receipts import ReceiptState
 from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Noted, SavedRow, Span, merged, runs
-from bridge.disk_queue.selection import Listed, Selection, bare_page, ids_without_index, page
+from bridge.disk_queue.selection import Columns, Listed, Selection, bare_page, columns_page, ids_without_index, page
 from bridge.errors import QueueDamagedError
 from bridge.loss import Gone, LossReason, by_topic
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subject, new_row, reads_as_ours, split
@@ -361,6 +361,11 @@ class DiskQueue(QueueConnection):
         """Return a page of the stored bytes of the selected rows."""
         self.mark_noted()
         return bare_page(self._conn, selection, after_id, self._taken_ids())
+
+    def select_columns(self, selection: Selection, after_id: int) -> tuple[Columns, int | None]:
+        """Return a page of the selected rows as columns."""
+        self.mark_noted()
+        return columns_page(self._conn, selection, after_id, self._taken_ids())
 
     def ids_without_index(self, after_id: int) -> tuple[list[str], int | None]:
         """Return a page of the ids by which `find_events` does not find: those that the bridge made."""

@@ -11,12 +11,13 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from bridge.disk_queue.rows import DEAD, DELIVERED
-from bridge.message import event_id, event_subject
+from bridge.message import event_id_and_subject
 from bridge.topics import overlap
 
 PAGE_ROWS = 500
 _PAGE_BYTES = 1 << 20
 _LINES_ROWS = 4096  # in a page of bare bytes, of which nothing is decoded
+_COLUMNS_ROWS = 2048  # in a page of columns, of which only what stands before the payload is
 _TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 
 STATES = ("ready", "taken", "delivered", "dead")
@@ -59,6 +60,20 @@ class Listed(NamedTuple):
     died: Death | None
 
 
+class Columns(NamedTuple):
+    """Rows as the columns of a table: `Listed` side by side, without what became of them."""
+
+    row_ids: list[int]
+    event_ids: list[str | None]
+    states: list[str]
+    topics: list[str | None]
+    received_at: list[float | None]
+    data: list[bytes]
+
+
+_NONE = Columns([], [], [], [], [], [])
+
+
 def page(
     connection: sqlite3.Connection, selection: Selection, after_id: int, taken: Collection[int]
 ) -> tuple[list[Listed], int | None]:
@@ -79,25 +94,58 @@ def bare_page(
     connection: sqlite3.Connection, selection: Selection, after_id: int, taken: Collection[int]
 ) -> tuple[list[bytes], int | None]:
     """Return the stored bytes of the selected rows among the next ones; they are decoded only where it must be."""
-    if selection.ids or selection.topic is not None or selection.reason is not None:
+    if _is_narrow(selection):
         rows, following = page(connection, selection, after_id, taken)
         return [row.data for row in rows], following
-    found: list[bytes] = []
-    size_bytes = 0
-    wanted = frozenset(selection.states or STATES)
-    takes_all = wanted == frozenset(STATES) and selection.received_before is None
+    found, following = _bare_rows(connection, selection, after_id, taken, _LINES_ROWS)
+    return [data or b"" for _, data, _, _ in found], following
+
+
+def columns_page(
+    connection: sqlite3.Connection, selection: Selection, after_id: int, taken: Collection[int]
+) -> tuple[Columns, int | None]:
+    """Return the selected rows among the next ones as columns."""
+    if _is_narrow(selection):
+        rows, following = page(connection, selection, after_id, taken)
+        listed = [(*row[:5], row.data) for row in rows]
+        return Columns(*(list(column) for column in zip(*listed, strict=True))) if listed else _NONE, following
+    found, following = _bare_rows(connection, selection, after_id, taken, _COLUMNS_ROWS)
+    if not found:
+        return _NONE, following
+    row_ids, data, statuses, times = map(list, zip(*found, strict=True))
+    data = [stored or b"" for stored in data]
+    event_ids, topics = map(list, zip(*map(_identity, data), strict=True))
+    states = [_state(status, row_id, taken) for row_id, status in zip(row_ids, statuses, strict=True)]
+    return Columns(row_ids, event_ids, states, topics, list(map(_time, times)), data), following
+
+
+def _is_narrow(selection: Selection) -> bool:
+    """Tell whether rows must be decoded, or looked up, to know if they are meant."""
+    return bool(selection.ids) or selection.topic is not None or selection.reason is not None
+
+
+def _bare_rows(
+    connection: sqlite3.Connection, selection: Selection, after_id: int, taken: Collection[int], rows_max: int
+) -> tuple[list[tuple[int, bytes | None, int, Any]], int | None]:
+    """Return id, bytes, status and time of the selected rows among the next ones, and how to go on."""
     head, condition = _place(selection)
     sql = f"SELECT _id, CAST(data AS BLOB), status, CAST(timestamp AS REAL) FROM ack_queue_default {head}"
-    cursor = connection.execute(f"{sql} WHERE {condition} ORDER BY _id LIMIT ?", (after_id, _LINES_ROWS))
-    for looked, (row_id, data, status, received_at) in enumerate(cursor, start=1):
-        if takes_all or (
-            _state(status, row_id, taken) in wanted and _is_older(_time(received_at), selection.received_before)
-        ):
-            found.append(data or b"")
-        size_bytes += len(data or b"")
-        if looked >= _LINES_ROWS or size_bytes >= _PAGE_BYTES:
-            return found, row_id
-    return found, None
+    looked: list[tuple[int, bytes | None, int, Any]] = []
+    size_bytes = 0
+    for row in connection.execute(f"{sql} WHERE {condition} ORDER BY _id LIMIT ?", (after_id, rows_max)):
+        looked.append(row)
+        size_bytes += len(row[1] or b"")
+        if size_bytes >= _PAGE_BYTES:
+            break
+    following = looked[-1][0] if len(looked) == rows_max or size_bytes >= _PAGE_BYTES else None
+    wanted = frozenset(selection.states or STATES)
+    if wanted == frozenset(STATES) and selection.received_before is None:
+        return looked, following
+    return [
+        row
+        for row in looked
+        if _state(row[2], row[0], taken) in wanted and _is_older(_time(row[3]), selection.received_before)
+    ], following
 
 
 def ids_without_index(connection: sqlite3.Connection, after_id: int) -> tuple[list[str], int | None]:
@@ -154,7 +202,7 @@ def _listed(row: tuple[Any, ...], taken: Collection[int]) -> Listed:
 
 def _identity(data: bytes) -> tuple[str | None, str | None]:
     try:
-        return event_id(data), event_subject(data)
+        return event_id_and_subject(data)
     except (ValueError, TypeError, KeyError, AttributeError):  # it cannot be decoded, or is no event yet
         return None, None
 

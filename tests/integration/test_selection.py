@@ -158,7 +158,7 @@ def mixed(disk_queue: DiskQueue) -> DiskQueue:
     return disk_queue
 
 
-@pytest.mark.parametrize(
+every_selection = pytest.mark.parametrize(
     ("selection", "row_ids"),
     [
         (Selection(), list(range(1, 11))),
@@ -178,6 +178,9 @@ def mixed(disk_queue: DiskQueue) -> DiskQueue:
         (Selection(reason="y"), [4]),
     ],
 )
+
+
+@every_selection
 def test_what_is_selected_is_the_same_decoded_and_as_bare_lines(
     mixed: DiskQueue, selection: Selection, row_ids: list[int]
 ) -> None:
@@ -186,6 +189,15 @@ def test_what_is_selected_is_the_same_decoded_and_as_bare_lines(
     assert mixed.select_bare(selection, 0) == ([event(f"m{n}") for n in row_ids], None)
     assert [row.row_id for row in mixed.select(selection, 6)[0]] == [n for n in row_ids if n > 6]
     assert mixed.select_bare(selection, 6)[0] == [event(f"m{n}") for n in row_ids if n > 6]
+
+
+@every_selection
+def test_columns_are_the_rows_side_by_side(mixed: DiskQueue, selection: Selection, row_ids: list[int]) -> None:
+    rows, _ = mixed.select(selection, 0)
+    columns, following = mixed.select_columns(selection, 0)
+    assert (columns.row_ids, following) == (row_ids, None)
+    assert list(zip(*columns, strict=True)) == [(*row[:5], row.data) for row in rows]
+    assert mixed.select_columns(selection, 6)[0].row_ids == [n for n in row_ids if n > 6]
 
 
 def test_a_row_is_shown_with_its_state_and_why_it_died(mixed: DiskQueue) -> None:
@@ -209,6 +221,18 @@ def test_pages_of_bare_lines_are_bounded_in_rows_and_bytes(
     monkeypatch.setattr(selection_module, "_PAGE_BYTES", 2 * len(event("m0")) + 1)
     assert disk_queue.select_bare(Selection(), 0)[1] == 3
     assert disk_queue.select(Selection(), 0)[1] == 3
+
+
+def test_pages_of_columns_are_bounded_in_rows_and_bytes(disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection_module, "_COLUMNS_ROWS", 4)
+    put(disk_queue, 5)
+    assert disk_queue.select_columns(Selection(), 0)[1] == 4
+    columns, following = disk_queue.select_columns(Selection(), 4)
+    assert (columns.event_ids, following) == (["m4"], None)
+    monkeypatch.setattr(selection_module, "_PAGE_BYTES", 2 * len(event("m0")))
+    columns, following = disk_queue.select_columns(Selection(states=("dead",)), 0)
+    assert (columns.data, following) == ([], None)
+    assert disk_queue.select_columns(Selection(), 0)[1] == 2
 
 
 def test_ids_that_are_in_no_index_are_read_from_the_rows(mixed: DiskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +417,8 @@ def test_the_pages_of_every_listing_go_on_where_the_last_one_ended(
 ) -> None:
     monkeypatch.setattr(selection_module, "PAGE_ROWS", 3)
     monkeypatch.setattr(selection_module, "_LINES_ROWS", 3)
-    for command in ("list", "export", "lines", "ids"):
+    monkeypatch.setattr(selection_module, "_COLUMNS_ROWS", 3)
+    for command in ("list", "export", "columns", "lines", "ids"):
         assert asked(dated, command).next == 3
         assert asked(dated, command, after=3).next is None
     monkeypatch.setattr(selection_module, "PAGE_ROWS", 1)

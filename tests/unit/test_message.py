@@ -71,6 +71,7 @@ def test_any_payload_id_and_topic_can_be_read_back(payload: bytes, event_id: str
     decoded = orjson.loads(event)
     assert (decoded["id"], decoded["subject"]) == (event_id, topic)
     assert message.event_id(event) == event_id
+    assert message.event_id_and_subject(event) == (event_id, topic)
     assert b"\n" not in event
     _, what = message.split(event)
     assert what == message.tail(payload, is_json="data" in decoded)
