@@ -29,6 +29,7 @@ from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import zstandard
@@ -205,6 +206,7 @@ class Uploader:
             error=error,
             elapsed_seconds=_since(started_at),
             date=response.headers.get("Date"),
+            location=_server_of(response.headers.get("Location")),
         )
 
     def _explain(self, error: Exception) -> str:
@@ -237,8 +239,18 @@ def _explain_unconnected(error: aiohttp.ClientConnectorError | aiohttp.Connectio
             return f"cannot connect: {_os_words(error.os_error)}"
 
 
+def _server_of(location: str | None) -> str | None:
+    """Return the server of an address, without names, passwords, path and query; None where none stands in it."""
+    try:
+        address = urlsplit(location or "")
+        port = f":{address.port}" if address.port else ""
+    except ValueError:
+        return None
+    return f"{address.scheme}://{address.hostname}{port}" if address.scheme and address.hostname else None
+
+
 def _certificate_words(error: Exception) -> str:
-    words = getattr(error, "verify_message", None) or "it does not verify"
+    words = (getattr(error, "verify_message", None) or "it does not verify").rstrip(".")
     if getattr(error, "verify_code", None) not in _CLOCK_VERDICTS:
         return words
     return f"{words} (the clock here says {datetime.fromtimestamp(time.time(), UTC).date()})"

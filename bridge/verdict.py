@@ -35,7 +35,8 @@ class Reply:
     """What came back from one POST, as the uploader saw it. `status_code` None: no answer at all, `error` says why.
 
     `error` with a status code: the answer broke off in its body. `sent`: the request may have reached the cloud.
-    `date` is the header of that name: what time it is over there.
+    `date` is the header of that name: what time it is over there. `location`: where a redirect leads to, the server
+    alone, for the rest may hold a secret.
     """
 
     status_code: int | None
@@ -48,6 +49,7 @@ class Reply:
     sent: bool = True
     elapsed_seconds: float = 0.0
     date: str | None = None
+    location: str | None = None
 
 
 class Meaning(Enum):

@@ -104,31 +104,36 @@ class AtBroker(NamedTuple):
 def broker(where: str, visit: AtBroker, *, username: str | None, mqtt5: bool) -> Iterator[Line]:
     """Judge the connection; then each subscription and the publish, if there is one."""
     if visit.error:
-        yield fail("broker", visit.error, _broker_advice(visit.error))
+        yield fail("broker", visit.error, _broker_advice(visit.error, username))
         return
     yield ok("broker", f"{where} lets us in{f' as {username}' if username else ', without a name'}")
-    yield from (_subscription(granted) for granted in visit.granted)
+    yield from (_subscription(granted, username) for granted in visit.granted)
     yield _publish(visit, mqtt5=mqtt5)
 
 
-def _broker_advice(error: str) -> str:
+def _broker_advice(error: str, username: str | None) -> str:
+    if "refused the connection" in error and username is None:
+        return "the broker wants a name: set mqtt.username and mqtt.password_file"
     if "refused the connection" in error:
         return "check mqtt.username and mqtt.password (mosquitto_passwd sets it), and the broker's own log"
     if "certificate" in error:
         return "check mqtt.tls.ca and the broker's certificate; mqtt.host must be a name that stands in it"
+    if "reset" in error or "broke" in error:
+        return "it listens and hangs up: is mqtt.tls.enabled as that port wants it? the broker's own log says more"
     if "does not answer" in error or "no answer" in error or "timed out" in error:
         return "is an MQTT broker on that port, is mqtt.tls.enabled as the port wants it, is a firewall in between?"
     return "is the broker running (systemctl status mosquitto)? are mqtt.host and mqtt.port right?"
 
 
-def _subscription(granted: Granted) -> Line:
+def _subscription(granted: Granted, username: str | None) -> Line:
     check, name = "subscription", granted.topic_filter
     if granted.refusal:
         return fail(check, f"{name} is refused: {granted.refusal}", f"let the broker's ACL say: topic read {name}")
     if granted.qos < granted.wanted_qos:
         found = f"{name} is granted with QoS {granted.qos} instead of {granted.wanted_qos}: messages may be lost"
         return warn(check, found, "let the broker allow QoS 1")
-    return ok(check, f"{name} is granted with QoS {granted.qos}")
+    unseen = f"Mosquitto grants it whatever the ACL says: if nothing comes, let that say: topic read {name}"
+    return ok(check, f"{name} is granted with QoS {granted.qos}", unseen if username else "")
 
 
 def _publish(visit: AtBroker, *, mqtt5: bool) -> Line:
@@ -350,9 +355,11 @@ def cloud(reply: Reply, batch: Batch, *, require_receipt: bool, now: float) -> L
         case Delivered():
             return ok("cloud", f"answers {code} {took}: what is posted counts as delivered")
         case Pause(reason):
-            return fail(
-                "cloud", f"refuses us: {_before_advice(reason)}. Uploading pauses, nothing is lost", _after(reason)
-            )
+            what, advice = _before_advice(reason), _after(reason)
+            if code in range(300, 400):
+                what = f"{what}, to {reply.location or 'elsewhere'}"
+                advice = "it is not followed: log in there if it is a portal, else set upload.url to where the cloud is"
+            return fail("cloud", f"refuses us: {what}. Uploading pauses, nothing is lost", advice)
         case Later():
             return _later(verdict)
         case Partly() | Halve() | Dead():  # these speak of rows, and there was none
@@ -373,7 +380,9 @@ def _later(later: Later) -> Line:
     waits = "the queue keeps everything meanwhile"
     match later.cause:
         case Cause.UNREACHABLE:
-            advice = "check upload.url, the network and upload.tls; it is tried again and again"
+            advice = "check upload.url and the network; it is tried again and again"
+            if "certificate" in later.reason:
+                advice = "upload.tls.ca must be the CA that signed it, the host in upload.url a name that stands in it"
             return fail("cloud", f"{later.reason}; {waits}", advice)
         case Cause.UNANSWERED:
             return fail(

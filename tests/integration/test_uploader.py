@@ -221,6 +221,20 @@ async def test_a_redirect_is_never_followed(status_code: int) -> None:
         reply = await post(url, token=SecretStr(TOKEN))
     assert reply.status_code == status_code
     assert elsewhere.requests == []
+    assert reply.location == target.removesuffix("/ingest")
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://user:secret@portal.example:8443/login?token=secret", "https://portal.example:8443"),
+        ("/login?token=secret", None),
+        ("//[", None),
+    ],
+)
+async def test_of_where_a_redirect_leads_only_the_server_is_told(location: str, told: str | None) -> None:
+    async with serving(Recorder(302, {"Location": location})) as url:
+        assert (await post(url)).location == told
 
 
 async def test_proxies_of_the_environment_are_ignored_and_a_configured_one_is_used(
@@ -419,7 +433,7 @@ async def test_a_private_ca_is_trusted_when_it_is_configured_and_only_then(autho
 UNFIT = [
     (("127.0.0.1", -9, -1), "certificate has expired (the clock here says TODAY)"),
     (("127.0.0.1", 1, 9), "certificate is not yet valid (the clock here says TODAY)"),
-    (("cloud.example", -1, 9), "IP address mismatch, certificate is not valid for '127.0.0.1'."),
+    (("cloud.example", -1, 9), "IP address mismatch, certificate is not valid for '127.0.0.1'"),
 ]
 
 

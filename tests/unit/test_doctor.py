@@ -42,7 +42,8 @@ def grade(line: Line) -> str:
         (Reply(200, content_type="text/html", body=b"<html>log in"), "fail", "captive portal"),
         (Reply(207), "fail", "nothing counts as delivered"),
         (Reply(401), "fail", "401 Unauthorized"),
-        (Reply(302), "fail", "302 Found"),
+        (Reply(302), "fail", "302 Found, to elsewhere"),
+        (Reply(302, location="https://portal.example"), "fail", "302 Found, to https://portal.example."),
         (Reply(404), "fail", "404 Not Found"),
         (Reply(500), "fail", "its own fault"),
         (Reply(429, retry_after="7"), "warn", "left alone for 7 s"),
@@ -87,11 +88,31 @@ def test_a_visit_at_the_broker_is_told_line_by_line(visit: AtBroker, mqtt5: bool
         ("cannot connect to x:1: the broker's certificate is not accepted: expired", "mqtt.tls.ca"),
         ("cannot connect to x:1: Connection refused", "is the broker running"),
         ("x:1 does not answer like an MQTT broker", "mqtt.tls.enabled"),
+        ("cannot connect to x:1: Connection reset by peer", "mqtt.tls.enabled"),
+        ("the connection to x:1 broke", "mqtt.tls.enabled"),
     ],
 )
 def test_each_way_not_to_reach_the_broker_has_its_own_advice(error: str, words: str) -> None:
-    (line,) = judge.broker("x:1", AtBroker(error), username=None, mqtt5=True)
+    (line,) = judge.broker("x:1", AtBroker(error), username="bridge", mqtt5=True)
     assert words in line.advice
+
+
+def test_who_came_without_a_name_is_told_that_one_is_wanted() -> None:
+    (line,) = judge.broker("x:1", AtBroker("x:1 refused the connection: Not authorized"), username=None, mqtt5=True)
+    assert line.advice.startswith("the broker wants a name")
+
+
+def test_a_subscription_that_is_granted_is_no_proof_that_the_acl_lets_messages_through() -> None:
+    visit = AtBroker("", (Granted("a/#", 1, 1),), "s/doctor", "", confirmed=True, came_back=True)
+    for username, advice in (("bridge", "topic read a/#"), (None, "")):
+        _, subscription, _ = judge.broker("x:1", visit, username=username, mqtt5=True)
+        assert (grade(subscription), subscription.advice.endswith(advice)) == ("ok", True)
+        assert bool(subscription.advice) == bool(username)
+
+
+def test_a_certificate_that_is_refused_has_its_own_advice() -> None:
+    reply = Reply(None, error="TLS certificate not accepted: unable to get local issuer certificate", sent=False)
+    assert "upload.tls.ca" in judge.cloud(reply, Batch(()), require_receipt=False, now=0.0).advice
 
 
 @pytest.mark.parametrize(
