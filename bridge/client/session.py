@@ -47,6 +47,12 @@ if TYPE_CHECKING:
 Until = Literal["accepted", "sent", "stored", "delivered"]
 
 _NO_SUBSCRIBERS, _FAILURE = 0x10, 0x80  # reason codes of a PUBACK (MQTT 5, section 3.4.2.1)
+# Why a broker refuses a publish (MQTT 5.0, 3.4.2.1), and what to do.
+_REFUSALS = {
+    0x87: ("not authorized, its ACL does not let this user publish there", "check the broker's ACL for user and topic"),
+    0x90: ("it does not accept this topic", "use another topic"),
+    0x97: ("a quota of its own is used up", "see the broker's configuration"),
+}
 _WATCH_SECONDS = 0.5
 _TOPICS_MAX = 1024  # topics whose encoded form is remembered
 _ERRORS_KEPT = 100  # of messages for which nobody waited
@@ -449,8 +455,9 @@ class PredictionClient:
         for packet_id, code in confirmations:
             refusal = None
             if code >= _FAILURE:
+                words, hint = _REFUSALS.get(code, ("see its log", "see the broker's log"))
                 refusal = RefusedError(
-                    f"the broker at {self.address} refused a message, reason 0x{code:02x}", _refusal_hint(code)
+                    f"the broker at {self.address} refused a message, reason 0x{code:02x}: {words}", hint
                 )
             self._outbox.confirmed(packet_id, now, refusal, self._no_subscriber() if code == _NO_SUBSCRIBERS else None)
         self._pump_soon()
@@ -564,8 +571,3 @@ def _legal(topic: str) -> str:
 
 def _too_large(packet_bytes: int) -> Exception:
     return RefusedError(f"the broker takes no packet of {packet_bytes} bytes", "max_packet_size in mosquitto.conf")
-
-
-def _refusal_hint(code: int) -> str:
-    not_authorized = 0x87
-    return "check the broker's ACL for this user and topic" if code == not_authorized else "see the broker's log"

@@ -167,7 +167,7 @@ async def test_what_the_broker_refuses_is_an_error_and_not_tried_again(
 ) -> None:
     with Mosquitto(tmp_path / "mosquitto", acl="topic read #\n") as broker:
         async with client(broker.port) as predictions:
-            with pytest.raises(RefusedError, match="0x87"):
+            with pytest.raises(RefusedError, match="0x87: not authorized, its ACL"):
                 await predictions.publish({"label": "crack"})
             await predictions.publish({"label": "crack"}, until="accepted")
             with pytest.raises(RefusedError):  # nobody waited for it, so flush tells
