@@ -174,6 +174,66 @@ def test_what_was_taken_and_never_posted_is_dated_when_it_is_taken_again(machine
     assert machine.stored() == [right(5), right(6), wrong(7)]
 
 
+def test_every_batch_that_was_never_posted_is_dated_also_after_another_one_left(machine: Machine) -> None:
+    machine.put(5, 6, 7, 8)
+    assert (machine.take(2), machine.take(2)) == ([1, 2], [3, 4])
+    machine.release([1, 2], sent=False)
+    machine.release([3, 4], sent=False)
+    machine.is_set = True
+    assert (machine.take(), machine.take()) == ([1, 2], [3, 4])
+    assert machine.stored() == [right(5), right(6), right(7), right(8)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_left_again_before_the_clock_was_set_may_have_been_posted(machine: Machine, count: int) -> None:
+    machine.put(*range(5, 5 + count))
+    machine.take()
+    machine.release(list(range(1, count + 1)), sent=False)
+    assert machine.take(1) == [1]
+    machine.release([1], sent=True)
+    machine.is_set = True
+    assert machine.take(1) == [1]
+    assert machine.stored()[0] == wrong(5)
+
+
+def test_what_is_altered_or_empty_is_not_dated_and_so_not_made_to_look_sound(machine: Machine) -> None:
+    machine.put(5, 6, 7)
+    change = "UPDATE ack_queue_default SET data = {} WHERE _id = {}"
+    machine.queue._conn.execute(change.format("NULL", 1))
+    machine.queue._conn.execute(change.format("CAST(replace(CAST(data AS TEXT), 'at-6', 'at-9') AS BLOB)", 2))
+    machine.put_times_right()
+    assert machine.take() == [3]
+    assert [(row.row_id, row.reason) for row in machine.queue.dead_rows()] == [(1, "undecodable"), (2, "crc")]
+
+
+def test_the_note_is_gone_once_all_is_dated_and_one_that_is_nonsense_is_from_the_first_row_on(machine: Machine) -> None:
+    machine.put(5)
+    with machine.queue.transaction():
+        machine.queue.write_note("clock_unset_from_row", "nonsense")
+    machine.put_times_right()
+    assert machine.queue.note("clock_unset_from_row") is None
+    assert machine.stored() == [right(5)]
+
+
+def in_flight(machine: Machine) -> list[tuple[int, int]]:
+    return machine.queue._conn.execute("SELECT * FROM edge_batch").fetchall()
+
+
+def test_dating_is_a_change_with_which_is_written_what_is_in_flight(machine: Machine) -> None:
+    machine.put(5, 6)
+    assert (machine.take(1), in_flight(machine)) == ([1], [])
+    machine.is_set = True
+    assert machine.take(1) == [2]
+    assert in_flight(machine) == [(1, 1), (2, 2)]
+
+
+def test_so_is_finding_that_nothing_is_left_to_date(machine: Machine) -> None:
+    machine.put(5, 6)
+    assert (machine.take(), in_flight(machine)) == ([1, 2], [])
+    machine.put_times_right()
+    assert in_flight(machine) == [(1, 2)]
+
+
 def test_a_rolled_back_step_changed_nothing(machine: Machine) -> None:
     machine.put(5)
     machine.is_set = True

@@ -208,15 +208,15 @@ def test_a_row_that_cannot_be_read_dies_and_those_around_it_leave_together(queue
 def test_what_is_adopted_is_written_and_what_is_ours_already_is_not(tmp_path: Path) -> None:
     queue = DiskQueue(tmp_path, adopt=lambda data, at: data if data[:1] == b"{" else event(f"at-{at:g}"))
     strange = orjson.dumps({"id": "x"})
-    put(queue, NewRow(b"raw", 7.0), NewRow(strange, 2e9), NewRow(strange, 2e9))
+    put(queue, NewRow(b"raw", 7.0), NewRow(strange, 2e9), NewRow(strange, 2e9), NewRow(b"raw too", 2e9))
     queue._conn.execute("UPDATE ack_queue_default SET crc = NULL WHERE _id = 3")
     queue._conn.execute("UPDATE ack_queue_default SET crc = NULL, timestamp = 'x' WHERE _id = 1")
     forget(queue)
     with queue.transaction():
-        assert [row.data for row in queue.take(10, 1 << 20)] == [event("at-0"), strange, strange]
+        assert [row.data for row in queue.take(10, 1 << 20)] == [event("at-0"), strange, strange, event("at-2e+09")]
     rows = queue._conn.execute("SELECT data, crc FROM ack_queue_default ORDER BY _id").fetchall()
-    assert rows == [(data, zlib.crc32(data)) for data in (event("at-0"), strange, strange)]
-    assert queue._conn.execute("SELECT * FROM edge_batch").fetchall() == [(1, 3)], "it was a change"
+    assert rows == [(data, zlib.crc32(data)) for data in (event("at-0"), strange, strange, event("at-2e+09"))]
+    assert queue._conn.execute("SELECT * FROM edge_batch").fetchall() == [(1, 4)], "it was a change"
     queue.close()
 
 
