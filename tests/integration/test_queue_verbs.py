@@ -16,7 +16,7 @@ from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.disk_queue.rows import SavedRow
 from bridge.errors import QueueDamagedError
 from bridge.loss import Loss, LossReason
-from bridge.message import CLOCK_SET_SINCE, DeadRow, head, head_middle, tail
+from bridge.message import CLOCK_SET_SINCE, DeadRow, Request, head, head_middle, tail
 
 SET = float(CLOCK_SET_SINCE)
 
@@ -300,6 +300,28 @@ def test_the_dead_beyond_their_bound_go_and_none_else(queue: DiskQueue, monkeypa
     assert [row.row_id for row in queue.dead_rows()] == [3]
 
 
+def test_whoever_asked_hears_how_a_row_ended(queue: DiskQueue) -> None:
+    put_many(queue, 3)
+    with queue.transaction():
+        for row_id in (1, 2, 3):
+            queue.receipts.owe(row_id, Request("answers", b"%d" % row_id), f"m{row_id}")
+    told = []
+    with queue.transaction():
+        queue.ack_rows([row.row_id for row in queue.take(1, 1 << 20)])
+    told += queue.receipts.recent
+    with queue.transaction():
+        queue.reject([DeadRow(row.row_id, "refused", 422) for row in queue.take(1, 1 << 20)])
+    told += queue.receipts.recent
+    with queue.transaction():
+        queue.discard([3])
+    told += queue.receipts.recent
+    assert [(receipt.request.correlation, receipt.event_id, receipt.state, receipt.reason) for receipt in told] == [
+        (b"1", "m1", "delivered", None),
+        (b"2", "m2", "dead", "refused (HTTP 422)"),
+        (b"3", "m3", "dropped", LossReason.DISCARDED.words),
+    ]
+
+
 # ---- giving up ----
 
 
@@ -369,6 +391,34 @@ def test_a_loss_is_told_by_topic_with_the_times_that_are_times(
     assert sorted(told, key=str) == sorted(
         [("t", 3, ("a", "d", "e"), 0.0, 253_402_300_799.0), (None, 2, (), 1.8e9, 1.8e9)], key=str
     )
+
+
+def test_rows_that_are_noted_as_delivered_are_delivered_whatever_their_status_says(queue: DiskQueue) -> None:
+    put_many(queue, SPAN_ROWS_MIN + 2)
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    with queue.transaction():
+        queue.note_told([7])
+    assert one(queue, "SELECT COUNT(*) FROM ack_queue_default WHERE status = 5") == 0
+    assert queue.told_rows_wait(0.0) is False
+
+
+def test_neither_are_they_given_up_nor_shown_as_waiting(queue: DiskQueue) -> None:
+    put_many(queue, 2 * SPAN_ROWS_MIN + 2)
+    ready, waiting = Selection(states=("ready",)), [2 * SPAN_ROWS_MIN + 1, 2 * SPAN_ROWS_MIN + 2]
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    with queue.transaction():
+        assert queue.select_bare(ready, 0)[0][0] == event(f"m{SPAN_ROWS_MIN + 1}")
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    with queue.transaction():
+        assert [row.row_id for row in queue.select(ready, 0)[0]] == waiting
+    put_many(queue, SPAN_ROWS_MIN)
+    ack(queue, take(queue, 2))
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    put_many(queue, 2)
+    with queue.transaction():
+        assert queue.drop_oldest(1, 0, LossReason.MAX_MESSAGES)[0] == 1
+    assert [entry.event_ids for entry in queue.losses()] == [("m1",)]
+    assert queue.counts()[:4] == (1, 0, 3 * SPAN_ROWS_MIN + 2, 0)
 
 
 # ---- housekeeping ----
@@ -502,14 +552,16 @@ def test_told_rows_wait_while_they_wait_or_were_refused_since(
     assert queue.told_rows_wait(0.0) is False
     put_many(queue, 2)
     with queue.transaction():
+        queue.record_loss(Loss(LossReason.TOO_LARGE, 2, "t"))
         queue.note_told([2])
+    assert one(queue, "SELECT told FROM edge_loss_total") == 2
     assert queue.told_rows_wait(0.0) is True
     ack(queue, take(queue, 1))
     assert queue.told_rows_wait(0.0) is True
     with queue.transaction():
         queue.reject([DeadRow(row.row_id, "refused") for row in queue.take(1, 1 << 20)])
     assert (queue.told_rows_wait(1.8e9 - 1), queue.told_rows_wait(1.8e9)) == (True, False)
-    assert queue.ledger.totals() == {}, "a telling that is refused is no loss"
+    assert queue.ledger.totals() == {"too_large": 2}, "a telling that is refused is no loss"
 
 
 # ---- after a damage ----
@@ -578,6 +630,13 @@ def test_batches_of_a_damaged_file_leave_as_they_were(queue: DiskQueue, holds: b
     assert (queue._state.returned, queue._state.cursor) == (((4, 6), (7, 9)), cursor)
     assert queue.note("a") == "1"
     assert queue._conn.execute("SELECT * FROM edge_batch").fetchall() == [(4, 6), (7, 9)]
+
+
+def test_without_batches_to_take_over_the_next_row_is_the_first(queue: DiskQueue) -> None:
+    queue.withhold(True)
+    with queue.transaction():
+        queue.inherit([], [], [], [])
+    assert (queue._state.returned, queue._state.cursor) == ((), 0)
 
 
 # ---- questions ----
