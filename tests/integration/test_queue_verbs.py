@@ -220,6 +220,13 @@ def test_what_is_adopted_is_written_and_what_is_ours_already_is_not(tmp_path: Pa
     queue.close()
 
 
+def test_a_time_that_is_none_keeps_no_row_from_leaving(queue: DiskQueue) -> None:
+    put_many(queue, 1)
+    forget(queue)
+    queue._conn.execute("UPDATE ack_queue_default SET timestamp = 'x'")
+    assert take(queue) == [1]
+
+
 # ---- settle ----
 
 
