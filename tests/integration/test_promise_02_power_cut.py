@@ -208,6 +208,7 @@ def assert_worth_cutting(done: list[Operation]) -> None:
     assert min(sizes) * 2 < max(sizes)
 
 
+@pytest.mark.timeout(400)  # half a minute of processor time and, on a busy machine, minutes
 def test_two_thousand_power_cuts_lose_nothing_that_was_confirmed(
     tmp_path: Path, memory_folder: Path, strace_installed: None
 ) -> None:
