@@ -471,8 +471,8 @@ def _given(args: argparse.Namespace) -> list[str]:
     words = ["--runs", str(args.runs), *(["--only", *args.only] if args.only else [])]
     words += ["--mq-bridge", "PYTHON"] if args.mq_bridge else []
     words += ["--large"] if args.large else []
-    for name in ("messages", "rows"):
-        words += [f"--{name}", str(getattr(args, name))]
+    for name in ("messages", "rows", "latency_seconds", "idle_seconds"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     return words
 
 

@@ -168,8 +168,12 @@ for route in running:
 for route in running:
     route.join()
 """
+# Its best settings, as tried by hand (1.2.0): batches of 500 cost more CPU, of 2,000 to 10,000 no less; a channel that
+# holds the broker's window, for a larger one (60,000) made no difference. `consume` is cheaper than `group_subscribe`,
+# which remembers its place over a restart; polling the file every 1 ms instead of 10 takes 0.5 s off its latency.
 _MQ_BATCH = 1000
 _MQ_QUEUE = 20_000
+_MQ_POLL_MS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +228,10 @@ class MqBridge:
                 "batch_size": _MQ_BATCH,
             },
             "forward": {
-                "input": {"file": {**lines, "mode": "group_subscribe", "group_id": "bench"}},
+                "input": {"file": {**lines, "mode": "consume"}},
                 "output": http_output,
                 "batch_size": _MQ_BATCH,
+                "empty_batch_delay_ms": _MQ_POLL_MS,
             },
         }
 
