@@ -86,6 +86,15 @@ def test_bars_tell_who_cannot_be_measured(tmp_path: Path) -> None:
     assert "cannot import mq_bridge\nhint: " in done.stderr
 
 
+def test_bars_that_are_told_to_end_leave_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/bars.py", "--folder", str(tmp_path), "--only", "round-trips"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=child_environment(), stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: list(tmp_path.glob("*/bridge.log")), 60, "the bridge is started")
+        process.terminate()
+        assert process.wait(30) == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_receipts_are_measured(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/receipts.py", "--rate", "50", "--seconds", "0.5", "--folder", str(tmp_path)]
     done = subprocess.run(
