@@ -147,7 +147,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class CloudAnswered:
-    """An answer came that let rows through: the destination is online."""
+    """An answer came that let rows through, or refused some of them for good: the destination is online."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,9 +107,9 @@ class _Destination:
             self.limits = self.limits.shrunk(settled.refused_body_bytes)
         match settled.effect:
             case Effect.PASSED:
-                self._pass(took_rows=True)
-            case Effect.ANSWERED:
-                self._pass(took_rows=False)
+                self._pass(is_news=True)
+            case Effect.ANSWERED:  # what refuses a row lets us in: neither away nor paused
+                self._pass(is_news=bool(settled.dead) or self._pause_told is not None)
             case Effect.FAILED:
                 self._fail(settled)
             case Effect.REFUSED:
@@ -122,12 +122,12 @@ class _Destination:
         if self.breaker != before:
             self.wake()
 
-    def _pass(self, *, took_rows: bool) -> None:
+    def _pass(self, *, is_news: bool) -> None:
         self.breaker = backoff.passed(self.breaker)
         if not isinstance(self.breaker, Closed):
             return
         self._pause_told = None
-        if took_rows and not self.is_known_online:
+        if is_news and not self.is_known_online:
             self.is_known_online = True
             self._emit(CloudAnswered())
 

@@ -340,6 +340,16 @@ async def test_hours_of_refusals_loses_nothing_kills_nothing_and_alarms_once(sta
     assert len(scene.seen(CloudAnswered)) == 1
 
 
+@pytest.mark.parametrize("before", [Reply(401), Reply(None, error="connection refused", sent=False)])
+async def test_a_cloud_that_refuses_every_row_is_neither_paused_nor_away(before: Reply) -> None:
+    replies = iter([before])
+    scene = Scene(8, lambda _: next(replies, Reply(422)))
+    await scene.settle_all()
+    assert len(scene.outbox.dead) == 8
+    assert [type(event) for event in scene.events if not isinstance(event, Delivered)][-1] is CloudAnswered
+    assert len(scene.seen(CloudAnswered)) == 1
+
+
 async def test_probe_now_ends_the_wait_of_a_pause() -> None:
     scene = Scene(5, script(Reply(401)))
     async with scene.running():

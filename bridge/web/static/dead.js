@@ -18,8 +18,9 @@ export async function refreshDead(dead) {
   if (answer.ok) show(await answer.json(), dead);
 }
 
-function show({ groups, refusal }, dead) {
+function show({ groups, refusal }, counted) {
   const shown = groups.reduce((sum, group) => sum + group.ids.length, 0);
+  const dead = Math.max(counted, shown); // the status may be some seconds older than the rows
   const newest = shown && shown < dead ? `, of which the newest ${count(shown)} are below` : "";
   say(element("dead-summary"), dead
     ? `${plural(dead, "message is", "messages are")} kept on disk, and sent again only when told to${newest}.`

@@ -45,7 +45,7 @@ function disk({ queue, reason }) {
 
 function cloud({ cloud: { state, last_success_at: at, next_attempt_at: next, latency_ms: latency } }, past) {
   const more = [at ? `last delivery ${ago(past(at))}` : "no delivery yet"];
-  if (next && past(next) < 0) more.push(`next try in ${duration(-past(next))}`);
+  if (next && past(next) < 0) more.push(past(next) > -1 ? "next try now" : `next try in ${duration(-past(next))}`);
   else if (state === "online" && latency.p50 !== null) more.push(`answers in ${count(latency.p50)} ms`);
   return [CLOUD_MOODS[state], state, more.join("\n"), at ? exact(at) : ""];
 }
