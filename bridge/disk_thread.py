@@ -30,7 +30,7 @@ Verb = Callable[[DiskQueue], T]
 _GROUP_MAX = 64  # verbs in one transaction, so that no answer waits for an endless group
 _TIDY_STEPS = 8  # steps of housekeeping, at most, in one go
 _NOTED_SECONDS = 5.0  # what is delivered is marked so at the latest then, if it is still there
-_TIDY_EXCESS = 4096  # so many delivered rows too many are deleted at once, with a group that is written anyway
+_TIDY_EXCESS = 4096  # delivered rows too many, at least, that are deleted although messages come
 
 
 class _Job(NamedTuple):
@@ -58,6 +58,8 @@ class DiskThread:
         self._on_receipts = on_receipts
         self._on_losses = on_losses
         self._keep = keep_seconds, keep_messages
+        self._excess_max = max(_TIDY_EXCESS, keep_messages)
+        self._newest_seen = -1
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._maybe_ready = asyncio.Event()
@@ -112,7 +114,7 @@ class DiskThread:
         """Keep the reserve, delete delivered rows that are too old or too many, give free pages back; once a second."""
         await self.run(lambda queue: queue.keep_reserve())
         try:
-            await self.run(self._tidy)
+            await self.run(self._tidy_by_the_second)
         except DiskFullError:
             await self.run(lambda queue: queue.tidy(*self._keep))  # one step may have room
         await self.run(lambda queue: queue.mark_noted(time.time() - _NOTED_SECONDS))
@@ -170,8 +172,8 @@ class DiskThread:
         try:
             with self._queue.transaction():
                 results = [job.verb(self._queue) for job in jobs]
-                if not relieved and self._queue.excess(self._keep[1]) > _TIDY_EXCESS:
-                    self._tidy(self._queue)
+                if not relieved and self._queue.excess(self._keep[1]) > self._excess_max:
+                    self._tidy(self._queue, self._keep[1])
         except PassingError as error:
             self._try_again(jobs, error, relieved=relieved)
         except BaseException as error:  # noqa: BLE001 - the top of the thread: whoever asked gets it and ends loudly
@@ -209,9 +211,15 @@ class DiskThread:
             # it is opened anew, so nobody is told of a success from here on (I1, I2).
             self._failed = error
 
-    def _tidy(self, disk_queue: DiskQueue) -> None:
+    def _tidy_by_the_second(self, disk_queue: DiskQueue) -> None:
+        """Delete what is too old, and what is too many once nothing comes: till then it makes way for what comes."""
+        newest = disk_queue.newest_id()
+        is_idle, self._newest_seen = newest == self._newest_seen, newest
+        self._tidy(disk_queue, self._keep[1] + (0 if is_idle else self._excess_max))
+
+    def _tidy(self, disk_queue: DiskQueue, keep_messages: int) -> None:
         for _ in range(_TIDY_STEPS):
-            if not disk_queue.tidy(*self._keep):
+            if not disk_queue.tidy(self._keep[0], keep_messages):
                 break
 
     def _tell(self) -> None:

@@ -47,7 +47,7 @@ from bridge.errors import DiskFullError, PassingError, QueueDamagedError
 from bridge.loss import Loss, LossReason
 
 _ROOM_FACTOR = 3  # free space that a group needs, in its own sizes
-_WAL_BYTES_MAX = 64 << 20  # far above what checkpoints that succeed leave
+_WAL_BYTES_MAX = 128 << 20  # far above what checkpoints that succeed leave
 
 DELETE_ROWS = "DELETE FROM ack_queue_default WHERE _id BETWEEN ? AND ?"
 MARK_NOTED = "UPDATE ack_queue_default SET status = 5, settled_at = ?3 WHERE _id BETWEEN ?1 AND ?2 AND status < 2"

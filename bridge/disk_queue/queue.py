@@ -438,11 +438,12 @@ class DiskQueue(QueueConnection):
         return max(0, self._state.delivered - keep_messages)
 
     def make_way(self, rows: int, keep_messages: int) -> None:
-        """Delete, oldest first, so many of the delivered rows above the number to be kept; call it before `put_rows`.
+        """Delete about so many of the delivered rows above the number to be kept; call it before `put_rows`.
 
         The new rows take their pages in the same transaction; what is deleted in one of its own is written for nothing.
+        An eighth more than come, so that what is too much after a burst becomes less.
         """
-        goal = self._state.delivered - min(rows, self.excess(keep_messages))
+        goal = self._state.delivered - min(rows + -(-rows // 8), self.excess(keep_messages))
         while self._state.delivered > goal and self.tidy(2.0**62, keep_messages, self._state.delivered - goal):
             pass
 

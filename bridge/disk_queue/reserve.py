@@ -47,7 +47,7 @@ class Reserve:
     @property
     def wal_bytes(self) -> int:
         """How much WAL is gathered before it is written back; on a full disk only what `release_into` made room for."""
-        return self.growth_bytes_max if self.spent else 2 * self.size_bytes
+        return self.growth_bytes_max if self.spent else 4 * self.size_bytes
 
     @property
     def held(self) -> bool:

@@ -22,14 +22,14 @@ EVENT = head("a", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b"1
 
 
 class CountingQueue(DiskQueue):
-    """Counts commits and can be held or made to fail at the next one."""
+    """Counts what it writes and can be held or made to fail at the next one."""
 
-    commits = 0
+    writes = 0
     hold: threading.Event | None = None
     fail_next: Exception | None = None
 
     def _write_state(self, state: object) -> None:
-        self.commits += 1
+        self.writes += 1
         if self.hold:
             self.hold.wait()
         if self.fail_next:
@@ -63,20 +63,20 @@ async def test_what_comes_while_a_group_is_written_is_one_transaction(disk: Disk
     await eventually(lambda: disk.stalled_seconds() > 0)
     others = [put(disk) for _ in range(20)]
     assert not any(future.done() for future in [first, *others])
-    before, hold = queue.commits, queue.hold
+    before, hold = queue.writes, queue.hold
     queue.hold = None
     hold.set()
     await asyncio.gather(first, *others)
-    assert queue.commits - before == 1
+    assert queue.writes - before == 1
     assert queue.counts().ready == 22
 
 
 async def test_taking_and_looking_write_nothing(disk: DiskThread, queue: CountingQueue) -> None:
     await put(disk, 5)
-    before = queue.commits
+    before = queue.writes
     assert len(await disk.take(3, 1 << 20)) == 3
     await disk.run(lambda queue: queue.counts())
-    assert queue.commits == before
+    assert queue.writes == before
 
 
 async def test_nothing_is_answered_with_success_after_a_failed_sync(disk: DiskThread, queue: CountingQueue) -> None:

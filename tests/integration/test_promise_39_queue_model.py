@@ -5,6 +5,7 @@ Attacks I3 (a row is in exactly one state), I4 (after a restart every taken row 
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 import tempfile
@@ -116,7 +117,8 @@ class QueueModel(RuleBasedStateMachine):
     def make_way(self, rows: int, keep: int) -> None:
         with self.disk_queue.transaction():
             self.disk_queue.make_way(rows, keep)
-        self.delivered -= set(sorted(self.delivered)[: min(rows, max(0, len(self.delivered) - keep))])
+        gone = min(rows + math.ceil(rows / 8), max(0, len(self.delivered) - keep))
+        self.delivered -= set(sorted(self.delivered)[:gone])
 
     @rule()
     def mark_noted(self) -> None:

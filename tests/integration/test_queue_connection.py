@@ -77,12 +77,12 @@ def waiting_in(file: Path) -> int:
 # ---- opening ----
 
 
-def test_the_wal_gathers_two_reserves_before_it_is_written_back_and_half_of_one_on_a_full_disk(
+def test_the_wal_gathers_four_reserves_before_it_is_written_back_and_half_of_one_on_a_full_disk(
     queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserve_bytes, page_bytes = queue._reserve.size_bytes, queue._pragma("page_size")
-    assert queue._pragma("wal_autocheckpoint") == 2 * reserve_bytes // page_bytes
-    assert queue._pragma("journal_size_limit") == 4 * reserve_bytes
+    assert queue._pragma("wal_autocheckpoint") == 4 * reserve_bytes // page_bytes
+    assert queue._pragma("journal_size_limit") == 8 * reserve_bytes
     put(queue, 1)
     queue.keep_reserve()
     queue.relieve()
@@ -92,7 +92,7 @@ def test_the_wal_gathers_two_reserves_before_it_is_written_back_and_half_of_one_
     assert queue._pragma("wal_autocheckpoint") == reserve_bytes // 2 // page_bytes
     monkeypatch.undo()
     queue.keep_reserve()
-    assert queue._pragma("wal_autocheckpoint") == 2 * reserve_bytes // page_bytes
+    assert queue._pragma("wal_autocheckpoint") == 4 * reserve_bytes // page_bytes
 
 
 def test_what_is_ours_is_made_private_when_it_is_opened(tmp_path: Path) -> None:
