@@ -425,13 +425,12 @@ class DiskQueue(QueueConnection):
 
     def told_rows_wait(self, refused_after: float) -> bool:
         """Tell whether the last loss events are still waiting, or were refused for good since then."""
-        self.mark_noted()
         marks = ",".join(map(str, self._told_rows()))
         waits = "(status < 2 OR (status = 9 AND settled_at > ?))"
-        row = self._conn.execute(
-            f"SELECT 1 FROM ack_queue_default WHERE _id IN ({marks}) AND {waits}", (refused_after,)
-        ).fetchone()
-        return row is not None
+        rows = self._conn.execute(
+            f"SELECT _id FROM ack_queue_default WHERE _id IN ({marks}) AND {waits}", (refused_after,)
+        ).fetchall()
+        return any(self._noted_span(row_id) is None for (row_id,) in rows)
 
     def excess(self, keep_messages: int) -> int:
         """Return how many delivered rows there are above the number to be kept."""

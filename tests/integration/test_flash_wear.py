@@ -10,6 +10,7 @@ import pytest
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
 from bridge.disk_queue import reserve as reserve_module
 from bridge.disk_queue.queue import SPAN_ROWS_MIN
+from bridge.loss import LossReason
 from bridge.message import head, head_middle, tail
 
 MEBIBYTE = 1 << 20
@@ -41,6 +42,11 @@ def deliver(queue: DiskQueue, rows: int = GROUP) -> list[int]:
         queue.ack_rows(row_ids)
     queue.bound_wal()
     return row_ids
+
+
+def marked(queue: DiskQueue) -> int:
+    found = queue._conn.execute("SELECT COUNT(*) FROM ack_queue_default WHERE status = 5").fetchone()
+    return int(found[0])
 
 
 def file_bytes(queue: DiskQueue) -> int:
@@ -139,5 +145,18 @@ def test_the_age_of_the_oldest_waiting_row_is_told_without_marking_what_is_deliv
         queue.reject([])
         queue.renote([span for span in queue._state.noted if span.first != second[0]])
     assert queue.oldest_received_at() == 1.8e9 + 1, "a row between two spans that are delivered"
-    marked = queue._conn.execute("SELECT COUNT(*) FROM ack_queue_default WHERE status = 5").fetchone()[0]
-    assert (marked, len(first), len(third)) == (0, GROUP, GROUP)
+    assert (marked(queue), len(first), len(third)) == (0, GROUP, GROUP)
+
+
+def test_looking_for_what_the_cloud_was_told_marks_nothing_and_neither_does_looking_for_what_is_too_old(
+    queue: DiskQueue,
+) -> None:
+    put(queue)
+    with queue.transaction():
+        queue.note_told([3, 5])
+    assert queue.told_rows_wait(refused_after=0.0)
+    deliver(queue)
+    assert not queue.told_rows_wait(refused_after=0.0)
+    with queue.transaction():
+        assert queue.drop_oldest(10, 0, LossReason.MAX_AGE, received_before=1.9e9) == (0, 0)
+    assert (marked(queue), queue.counts().delivered) == (0, GROUP)
