@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -86,13 +87,25 @@ def _sink(name: str) -> Iterator[IO[bytes]]:
 
 
 def _write_ndjson(queue: Reached, selection: Selection, sink: IO[bytes], show: Progress) -> None:
-    for page in pages(queue, "lines", selection, show):
+    for page in _ahead(queue, pages(queue, "lines", selection, show)):
         sink.write(page.body)
+
+
+def _ahead(queue: Reached, coming: Iterator[Page]) -> Iterator[Page]:
+    """Yield the pages; a running bridge is asked for the next one while this one is written, so both work at once."""
+    if not queue.drains:  # nobody works but we, and a connection of SQLite belongs to one thread
+        yield from coming
+        return
+    with ThreadPoolExecutor(1, "export") as reader:
+        following = reader.submit(next, coming, None)
+        while (page := following.result()) is not None:
+            following = reader.submit(next, coming, None)
+            yield page
 
 
 def _write_csv(queue: Reached, selection: Selection, sink: IO[bytes], show: Progress) -> None:
     sink.write(f"{','.join(COLUMNS)}\n".encode())
-    for page in pages(queue, "columns", selection, show):
+    for page in _ahead(queue, pages(queue, "columns", selection, show)):
         sink.write(_csv_lines(*_columns(page)).encode())
 
 
@@ -148,7 +161,7 @@ def _write_parquet(queue: Reached, selection: Selection, sink: IO[bytes], show: 
     schema = arrow.schema([(name, arrow.int64() if name == "row" else arrow.string()) for name in COLUMNS])
     group: list[Any] = []
     with parquet.ParquetWriter(sink, schema, use_dictionary=["state", "topic"]) as writer:
-        for page in pages(queue, "columns", selection, show):
+        for page in _ahead(queue, pages(queue, "columns", selection, show)):
             group.append(arrow.table(list(_columns(page)), schema))
             if (
                 sum(table.num_rows for table in group) >= _PARQUET_ROWS
