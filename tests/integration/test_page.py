@@ -222,6 +222,7 @@ async def test_dead_rows_are_sent_again_by_keyboard_with_the_token(look: Look, b
     bridge.emit(counted(dead=4))
     async with look() as page:
         text = await page.shows("#dead", "3 × refused by the cloud")
+        assert await page.shows("#reason", "4 are refused by the cloud, and kept.")
         assert "HTTP 422 · after 1 attempt · rows 5 to 9" in text
         assert "payload" not in await page.text("body")
         await press_send_again(page, TOKEN)

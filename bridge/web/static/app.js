@@ -71,7 +71,9 @@ function drawVerdict() {
   say(element("version"), status.version);
   element("verdict").dataset.mood = MOODS[status.state];
   say(element("state"), status.state);
-  say(element("reason"), inWords(status.reason) ?? "Messages are stored, and delivered.");
+  const { dead } = status.queue;
+  const refused = dead ? `; ${plural(dead, "is", "are")} refused by the cloud, and kept` : "";
+  say(element("reason"), inWords(status.reason) ?? `Messages are stored, and delivered${refused}.`);
   say(element("outlook"), outlook(status.queue));
 }
 
