@@ -132,12 +132,24 @@ def test_a_file_of_an_older_bridge_gets_what_it_lacks_and_keeps_its_rows(
     assert (tmp_path / FILE_NAME).read_bytes()[68:72] == b"EDGB"
 
 
+class Watched(DiskQueue):
+    """Remembers what is executed when it is opened."""
+
+    def _prepare(self) -> None:
+        self.seen: list[str] = []
+        self._conn.set_trace_callback(self.seen.append)
+        super()._prepare()
+        self._conn.set_trace_callback(None)
+
+
 def test_a_file_that_lacks_nothing_is_opened_without_a_write(tmp_path: Path) -> None:
     queue = DiskQueue(tmp_path)
     put(queue, 3)
     queue.close()
     before = (tmp_path / FILE_NAME).read_bytes()
-    DiskQueue(tmp_path).close()
+    again = Watched(tmp_path)
+    assert [sql for sql in again.seen if not sql.startswith(("SELECT", "PRAGMA"))] == []
+    again.close()
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
