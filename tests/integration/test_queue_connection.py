@@ -142,15 +142,43 @@ class Watched(DiskQueue):
         self._conn.set_trace_callback(None)
 
 
-def test_a_file_that_lacks_nothing_is_opened_without_a_write(tmp_path: Path) -> None:
-    queue = DiskQueue(tmp_path)
-    put(queue, 3)
+@pytest.mark.parametrize(("rows", "delivered"), [(0, 0), (3, 0), (SPAN_ROWS_MIN, SPAN_ROWS_MIN)])
+def test_a_file_that_lacks_nothing_is_opened_without_a_write(tmp_path: Path, rows: int, delivered: int) -> None:
+    queue = DiskQueue(tmp_path, durability="crash")
+    put(queue, rows)
+    ack(queue, take(queue, delivered) if delivered else [])
     queue.close()
     before = (tmp_path / FILE_NAME).read_bytes()
     again = Watched(tmp_path)
     assert [sql for sql in again.seen if not sql.startswith(("SELECT", "PRAGMA"))] == []
+    assert again.counts()[:4] == (rows - delivered, 0, delivered, 0)
     again.close()
     assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_a_queue_that_is_closed_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    queue = DiskQueue(tmp_path)
+    put(queue, 1)
+    queue.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_is_counted_again_is_written_down_and_what_was_noted_is_marked(tmp_path: Path) -> None:
+    queue = DiskQueue(tmp_path, durability="crash")
+    put(queue, SPAN_ROWS_MIN + 3)
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    queue.close()
+    execute(tmp_path / FILE_NAME, "UPDATE ack_queue_default SET status = 2 WHERE _id = 258", "DELETE FROM edge_state")
+    DiskQueue(tmp_path, durability="crash").close()
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        assert connection.execute("SELECT * FROM edge_state").fetchall() == [(1, 3, SPAN_ROWS_MIN, 0)]
+        assert connection.execute("SELECT * FROM edge_delivered").fetchall() == []
+        counted = connection.execute("SELECT status, COUNT(settled_at) FROM ack_queue_default GROUP BY 1").fetchall()
+    assert dict(counted)[5] == SPAN_ROWS_MIN
+    again = Watched(tmp_path)
+    assert [sql for sql in again.seen if not sql.startswith(("SELECT", "PRAGMA"))] == []
+    again.close()
 
 
 def test_what_the_stock_library_left_is_counted_given_back_and_dated(tmp_path: Path) -> None:
@@ -438,6 +466,14 @@ def test_on_a_full_disk_only_those_old_enough_are_deleted_and_no_longer_counted(
     assert queue.counts()[:4] == (0, 0, SPAN_ROWS_MIN, 0)
     assert queue.row_range() == (SPAN_ROWS_MIN + 1, 2 * SPAN_ROWS_MIN)
     assert notes_in(queue) == [(SPAN_ROWS_MIN + 1, 2 * SPAN_ROWS_MIN)]
+
+
+def test_a_note_is_a_change_with_which_is_written_what_is_in_flight(queue: DiskQueue) -> None:
+    put(queue, 2)
+    take(queue)
+    with queue.transaction():
+        queue.write_note("x", "1")
+    assert queue._conn.execute("SELECT * FROM edge_batch").fetchall() == [(1, 2)]
 
 
 def test_marking_what_was_noted_writes_down_what_is_in_flight(queue: DiskQueue) -> None:
