@@ -154,6 +154,14 @@ def test_how_many_were_waiting_is_known_by_whatever_knows_more(
     assert queue.ledger.totals() == {"dead": 2, "too_large": 4} | ({"damaged": lost} if lost else {})
 
 
+def test_a_salvager_that_is_closed_leaves_no_descriptor_open(file: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    salvager = Salvager(file)
+    assert len(list(Path("/proc/self/fd").iterdir())) > before
+    salvager.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 # ---- a row ----
 
 SIX = SavedRow(6, event(6), 2e9 + 6, 0, zlib.crc32(event(6)), 106, "m6", None, 3e9 + 6)
