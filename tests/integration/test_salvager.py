@@ -308,6 +308,12 @@ def test_an_altered_row_dies_if_it_was_waiting_and_stays_as_it_is_if_it_was_sett
     assert queue.ledger.totals() == {"dead": 4, "too_large": 4}, "nothing is counted twice"
 
 
+def test_altered_rows_were_waiting_too_however_few_the_file_says(file: Path, queue: DiskQueue) -> None:
+    execute(file, "UPDATE ack_queue_default SET data = x'00' WHERE _id IN (6, 7)", "UPDATE edge_state SET waiting = 1")
+    assert salvaged(file, queue) == Report(FILE_NAME, 7, 5, 2, 2, 7)
+    assert "damaged" not in queue.ledger.totals()
+
+
 def test_what_is_missing_is_in_the_ledger_once_however_often_it_is_finished(file: Path, queue: DiskQueue) -> None:
     """I9: a stop between the end of a salvage and its report has the next start do it again."""
     execute(file, "DELETE FROM ack_queue_default WHERE _id IN (6, 7)")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.disk_queue.rows import SavedRow, merged, runs
+from bridge.disk_queue.rows import Noted, SavedRow, merged, runs
 from bridge.message import head, head_middle, tail
 
 OURS = head("m", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b"1", is_json=True)
@@ -50,6 +50,10 @@ def test_a_row_that_came_through_the_bridge_and_has_no_checksum_is_altered(chang
     assert (row.is_altered, row.is_sound) == (True, False)
     proven = row._replace(crc=zlib.crc32(row.data or b""))
     assert (proven.is_altered, proven.is_sound) == (False, True)
+
+
+def test_a_noted_span_has_its_first_row_its_last_and_all_between() -> None:
+    assert [Noted(3, 7, 1.0).rows, Noted(3, 3, 1.0).rows, Noted(4, 3, 1.0).rows] == [5, 1, 0]
 
 
 def test_runs_are_spans_without_gaps() -> None:
