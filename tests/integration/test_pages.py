@@ -537,13 +537,25 @@ def test_a_bad_sector_in_the_database_is_a_hole(tree: Path, monkeypatch: pytest.
         assert pages.page(sound[3].page) == b""
 
 
+@pytest.mark.parametrize(("lost", "may_be_mixed"), [(0, False), (1, True)])
+def test_one_lost_image_is_enough_for_a_tree_to_be_older_than_its_leaves(
+    wal: Path, lost: int, may_be_mixed: bool
+) -> None:
+    content = wal_of(FOUR)
+    content[-1] ^= lost
+    wal.write_bytes(content)
+    with read(wal.with_name("file")) as pages:
+        assert pages.may_be_mixed is may_be_mixed
+
+
 def test_no_descriptor_is_left_open(wal: Path) -> None:
     wal.write_bytes(wal_of(FOUR))
     wal.with_name("file").write_bytes(bytes(512))
     before = len(list(Path("/proc/self/fd").iterdir()))
     read_wal(wal)
-    with read(wal.with_name("file")):
+    with read(wal.with_name("file")) as pages:
         assert len(list(Path("/proc/self/fd").iterdir())) == before + 2
+        pages.close()  # and once more behind this
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
