@@ -115,6 +115,11 @@ def test_counts_that_are_not_those_of_the_rows_are_told_with_the_right_ones(fold
     assert verify(folder).troubles == (f"the counts are wrong: noted {noted}, there are (8, 1, 1)",)
 
 
+def test_rows_wait_under_each_status_that_the_stock_library_gives_to_waiting_ones(folder: Path) -> None:
+    execute(folder, *(f"UPDATE ack_queue_default SET status = {n} WHERE _id = {n + 3}" for n in (1, 2)))  # noqa: S608
+    assert verify(folder) == SOUND._replace(rows={0: 6, 1: 1, 2: 1, 5: 1, 9: 1})
+
+
 def test_a_status_that_there_is_not_is_told_also_where_it_is_no_number(folder: Path) -> None:
     execute(
         folder,
