@@ -34,7 +34,7 @@ DRAIN_SECONDS = 60
 # 91 after seven) and then stays. So the line is drawn through the end of its life, and a long soak gives it a long one.
 RSS_KIB_MAX = 192 << 10
 DESCRIPTORS_MAX = 64
-WAL_BYTES_MAX = 48 << 20
+WAL_BYTES_MAX = 80 << 20  # four reserves of 16 MiB, and what is written until that is seen
 DATABASE_BYTES_MAX = 256 << 20
 
 
