@@ -78,12 +78,14 @@ class Wire:
                 return kind, await self.reader.readexactly(length)
 
     def close(self) -> None:
-        self.writer.close()
+        """End at once: a transport that waits for its buffer to empty would outlive its loop."""
+        self.writer.transport.abort()
 
     async def disconnect(self) -> None:
         self.writer.write(_packet(0xE0, b""))
-        await self.writer.drain()
-        self.close()
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
 
 
 class LedgerPublisher:
