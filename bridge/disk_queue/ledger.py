@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from bridge.disk_queue.rows import TIME_MAX
 from bridge.loss import Loss, LossReason
 
 _ENTRIES_MAX = 10_000  # a million ids
@@ -36,7 +37,6 @@ _UNTOLD_IDS_BYTES_MAX = 64 << 10
 _TOLD_TO = "losses_told_to"  # note: the last entry of the ledger that the cloud was told
 
 _SANE = "typeof(reason) = 'text' AND typeof(messages) = 'integer'"
-_TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _ENTRY_COLUMNS = "loss_id, at, reason, messages, topic, event_ids, detail, first_at, last_at"
 
 
@@ -194,7 +194,7 @@ def _entry(row: Sequence[Any]) -> Entry:
 
 
 def _time(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and 0 <= value < _TIME_MAX else None
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < TIME_MAX else None
 
 
 def _texts(event_ids: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from bridge.disk_queue.connection import DELETE_ROWS, QueueConnection
 from bridge.disk_queue.file import DAMAGE_HINT, FILE_NAME, INCREMENTAL
 from bridge.disk_queue.ledger import Entry
 from bridge.disk_queue.receipts import ReceiptState
-from bridge.disk_queue.rows import DEAD, DELIVERED, READY, Counts, NewRow, Noted, SavedRow, Span, merged, runs
+from bridge.disk_queue.rows import DEAD, DELIVERED, READY, TIME_MAX, Counts, NewRow, Noted, SavedRow, Span, merged, runs
 from bridge.disk_queue.selection import Columns, Listed, Selection, bare_page, columns_page, ids_without_index, page
 from bridge.errors import QueueDamagedError
 from bridge.loss import Gone, LossReason, by_topic
@@ -29,7 +29,6 @@ SPAN_ROWS_MIN = 256  # delivered rows without a gap that are noted instead of ma
 _TOLD_ROWS_NOTE = "loss_event_rows"
 _DEAD_MAX = 10_000  # dead rows that are kept
 _EXPIRED_MAX = 2000  # rows given up in one take because they expired
-_TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 _VACUUM_PAGES = 256  # pages given back to the file system in one step
 _REDATE_ROWS, _REDATE_BYTES = 500, 4 << 20  # looked at in one step of putting times right
 _PUT_BACK = (
@@ -154,7 +153,7 @@ class DiskQueue(QueueConnection):
             if reads_as_ours(data):
                 row = new_row((row_id, data))
                 return self._put_right(row) if _is_undated(received_at) and self._is_unsent(row_id) else row
-        is_time = isinstance(received_at, (int, float)) and 0 <= received_at < _TIME_MAX
+        is_time = isinstance(received_at, (int, float)) and 0 <= received_at < TIME_MAX
         event = None if data is None else self._adopt(data, float(received_at) if is_time else 0.0)
         if event is None:
             return DeadRow(row_id, "undecodable")
@@ -671,7 +670,7 @@ def _has_expired(expires_at: Any, now: float) -> bool:
 
 
 def _gone(data: bytes | None, received_at: Any) -> Gone:
-    is_time = isinstance(received_at, float) and 0 <= received_at < _TIME_MAX
+    is_time = isinstance(received_at, float) and 0 <= received_at < TIME_MAX
     at = received_at if is_time else None
     try:
         return Gone(event_id(data), event_subject(data), at) if data else Gone(None, None, at)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bridge.message import parse_json, reads_as_ours
 
 READY, DELIVERED, DEAD = 0, 5, 9  # persist-queue's status codes
+TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 
 
 class NewRow(NamedTuple):

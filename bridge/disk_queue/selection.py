@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from bridge.disk_queue.rows import DEAD, DELIVERED
+from bridge.disk_queue.rows import DEAD, DELIVERED, TIME_MAX
 from bridge.message import event_id_and_subject
 from bridge.topics import overlap
 
@@ -18,7 +18,6 @@ PAGE_ROWS = 500
 _PAGE_BYTES = 1 << 20
 _LINES_ROWS = 4096  # in a page of bare bytes, of which nothing is decoded
 _COLUMNS_ROWS = 2048  # in a page of columns, of which only what stands before the payload is
-_TIME_MAX = 253_402_300_800  # the year 10000: no clock says more
 
 STATES = ("ready", "taken", "delivered", "dead")
 _COLUMNS = (
@@ -216,7 +215,7 @@ def _state(status: int, row_id: int, taken: Collection[int]) -> str:
 
 
 def _time(value: Any) -> float | None:
-    return value if isinstance(value, float) and 0 <= value < _TIME_MAX else None
+    return value if isinstance(value, float) and 0 <= value < TIME_MAX else None
 
 
 def _died(columns: list[Any]) -> Death | None:
