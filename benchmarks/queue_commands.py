@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import hashlib
 import os
 import subprocess
@@ -97,6 +98,7 @@ def measure(folder: Path, command: str, stdin: Path | None = None) -> Measured:
 
 async def measure_live(folder: Path, commands: list[str]) -> dict[str, Measured]:
     """Run the commands through a control socket, as a bridge has one."""
+    gc.set_threshold(20_000, 10, 10)  # as `edge-bridge run` has it
     settings = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "queue": {"path": folder}})
     lock = FolderLock(folder)
     disk = DiskThread(DiskQueue(folder, durability="crash"), keep_seconds=1e9, keep_messages=10**9)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import binascii
+import fcntl
 import hashlib
 import importlib
 import json
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -43,6 +44,7 @@ COLUMNS = ("row", "id", "state", "topic", "received_at", "event", "event_base64"
 _PARQUET_ROWS, _PARQUET_BYTES = 10_000, 16 << 20  # in a row group, whichever comes first
 QUOTE = '"'
 _SPECIAL = re.compile(r'[,"\r\n]')
+_PIPE_BYTES = 1 << 20  # what Linux lets anybody have (pipe(7)); with its 64 KiB both ends sleep half of the time
 _FAULTS_SHOWN = 20
 _WAIT_SECONDS = 0.5  # between tries while the queue has no room
 
@@ -77,6 +79,8 @@ def export_events(args: argparse.Namespace) -> int:
 @contextmanager
 def _sink(name: str) -> Iterator[IO[bytes]]:
     if name == "-":
+        with suppress(OSError, AttributeError):  # no pipe, or not Linux's
+            fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         yield sys.stdout.buffer
         return
     try:

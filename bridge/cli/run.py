@@ -18,7 +18,6 @@ def add_arguments(_parser: argparse.ArgumentParser) -> None:
     """`run` has no options but `--config`, which every command that reads the configuration has."""
 
 
-_GC_ALLOCATIONS = 20_000  # messages on their way are many and in no cycle: Python's 700 would have it look all the time
 _SWITCH_SECONDS = 0.001  # event loop and disk thread wait for each other's Python that long, not Python's 5 ms
 
 
@@ -35,7 +34,6 @@ def execute(args: argparse.Namespace) -> int:
     os.umask(0o077)  # whatever is written belongs to this user alone
     log.setup(loaded.settings.log.level, loaded.settings.log.format)
     gc.freeze()  # what is loaded by now stays; the collector need not walk it again and again
-    gc.set_threshold(_GC_ALLOCATIONS, 10, 10)
     sys.setswitchinterval(_SWITCH_SECONDS)
 
     async def serve() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from bridge.disk_queue.rows import DEAD, DELIVERED, TIME_MAX
-from bridge.message import event_id_and_subject
+from bridge.message import event_id_and_subject, event_ids_and_subjects
 from bridge.topics import overlap
 
 PAGE_ROWS = 500
@@ -113,9 +113,10 @@ def columns_page(
         return _NONE, following
     row_ids, data, statuses, times = map(list, zip(*found, strict=True))
     data = [stored or b"" for stored in data]
-    event_ids, topics = map(list, zip(*map(_identity, data), strict=True))
+    event_ids, topics = event_ids_and_subjects(data) or zip(*map(_identity, data), strict=True)
     states = [_state(status, row_id, taken) for row_id, status in zip(row_ids, statuses, strict=True)]
-    return Columns(row_ids, event_ids, states, topics, list(map(_time, times)), data), following
+    time_of = {value: _time(value) for value in set(times)}
+    return Columns(row_ids, [*event_ids], states, [*topics], [time_of[value] for value in times], data), following
 
 
 def _is_narrow(selection: Selection) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import csv
+import fcntl
 import io
 import json
 import os
@@ -380,6 +381,18 @@ def test_purge_and_compact_work_on_a_disk_without_a_free_byte(small_disk: SmallD
 
 
 # --- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_into_a_pipe_makes_it_wide_so_that_both_ends_work_at_once(tmp_path: Path) -> None:
+    make_queue(folder := tmp_path / "queue")
+    command = (sys.executable, "-m", "bridge", "queue", "export")
+    environment = os.environ | {"BRIDGE_QUEUE__PATH": str(folder), "BRIDGE_QUEUE__DURABILITY": "crash"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        assert fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ) == 1 << 20  # what pipe(7) allows anybody
+        rest = process.stdout.read()
+    assert (process.returncode, (first + rest).count(b"\n")) == (0, 6006)
 
 
 def test_parquet_has_the_columns_of_csv(tmp_path: Path, run: Run) -> None:

@@ -77,6 +77,20 @@ def test_any_payload_id_and_topic_can_be_read_back(payload: bytes, event_id: str
     assert what == message.tail(payload, is_json="data" in decoded)
 
 
+@given(names=st.lists(st.tuples(st.text(min_size=1, max_size=9), st.text(max_size=9)), min_size=1, max_size=5))
+def test_ids_and_topics_of_many_events_are_those_of_each(names: list[tuple[str, str]]) -> None:
+    events = [stored(b"1", event_id=event_id, topic=topic) for event_id, topic in names]
+    found = message.event_ids_and_subjects(events)
+    assert (found is None) == any(b"\\" in event for event in events), "what is escaped is read one by one"
+    assert found is None or list(zip(*found, strict=True)) == names
+
+
+@pytest.mark.parametrize("odd", [b"", b"\xff", b'{"id":"a"}', stored(b"1").replace(b"predictions", b"\xff\xfe", 1)])
+def test_ids_and_topics_of_many_events_are_looked_at_one_by_one_where_one_is_odd(odd: bytes) -> None:
+    assert message.event_ids_and_subjects([stored(b"1"), odd, stored(b"2")]) is None
+    assert message.event_ids_and_subjects([]) is None
+
+
 @given(value=st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), st.lists))
 def test_the_bare_payload_of_a_json_event_is_what_came(value: object) -> None:
     payload = orjson.dumps(value)
