@@ -119,6 +119,11 @@ class Agenda:
         """Nothing is in line: new rows may be waited for."""
         return not self._line
 
+    @property
+    def rows_in_line(self) -> int:
+        """How many rows wait to be posted in order."""
+        return sum(len(piece.batch.rows) for piece in self._line)
+
     def wants_rows(self, now: float) -> bool:
         """Nothing is in line, or a row that may be bad is there alone and needs others to be compared with."""
         return not self._line or (len(self._line) == 1 and self._may_be_overtaken(self._line[0], now))

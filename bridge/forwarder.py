@@ -2,11 +2,11 @@
 
 `upload.concurrency` lanes work side by side, each with an agenda of its own; what they know about the destination
 (breaker, limits) they share. With one lane rows leave in order of arrival (I6). While a post is under way the
-last batch is acked and the next one taken, joined and compressed.
+last batch is acked and the next one taken, joined and compressed; its answer waits for none of that.
 
 A row is acked only after a verdict said that an answer covers it (I2), and a row that is held when this ends is
 released; a post that was cut off by the end of the grace time counts for nothing. Memory is bounded (I5): a lane has
-one batch out, one aside, and in line the four that all lanes share, at least one. Knows no HTTP (uploader), no table of
+one batch out, one aside, and in line the six that all lanes share, at least one. Knows no HTTP (uploader), no table of
 answers (verdict), no SQL.
 """
 
@@ -17,6 +17,7 @@ import random as randomness
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar, assert_never
 
 from bridge import backoff
@@ -34,7 +35,9 @@ TOKEN_LOOK_SECONDS = 3.0  # while paused: how often the token file is looked at
 DISK_RETRY_SECONDS = 1.0  # a full disk refuses even acks: they are asked for again, the rows were delivered
 
 _WRITING_MAX = 3  # answers of a lane that are being written down at a time
-_TAKE_BATCHES = 4  # taken at once under load, by all lanes together
+_TAKE_BATCHES = 4  # taken at once under load, by all lanes together: a take waits for the disk's present group
+_SENDING_STEPS = 2  # of the loop, until a post is on its way: packing the next batch would hold it up
+_AHEAD_BATCHES = 2  # in line, when the next ones are asked for
 
 PreparedT = TypeVar("PreparedT")
 
@@ -229,6 +232,7 @@ class _Lane(Generic[PreparedT]):
         self._destination = forwarder.destination
         self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
         self._ahead: tuple[Batch, PreparedT] | None = None
+        self._coming: tuple[float, asyncio.Future[tuple[Row, ...]]] | None = None  # since when by the wall clock
         self._is_drained = False
         self._writing: deque[tuple[int, asyncio.Future[None]]] = (
             deque()
@@ -241,19 +245,21 @@ class _Lane(Generic[PreparedT]):
         try:
             while not self._destination.stopping:
                 self._moves_within(0)
-                await self._give_back_undated()
                 await self._step()
         finally:
             self.due = IDLE
             try:
                 await self._written()
             finally:
+                with suppress(PassingError):
+                    self.agenda.add(await self._coming[1] if self._coming else ())
                 if row_ids := self.agenda.row_ids:
                     await self._of.outbox.release(row_ids)
 
     async def _step(self) -> None:
         if self.agenda.wants_rows(self._now()):
             await self._take()
+        await self._give_back_undated()
         leave = self._leave()
         if isinstance(leave, Wait):
             await self._wait(leave.seconds)
@@ -296,31 +302,43 @@ class _Lane(Generic[PreparedT]):
     # ---- rows come ----
 
     async def _take(self) -> None:
-        if self._is_drained and self.agenda.is_idle:
+        if self._is_drained and self.agenda.is_idle and not self._coming:
             await self._written()
             await self._wait(self.agenda.wait_seconds(self._now()), self._of.outbox.ready())
             await self._wait(self._destination.settings.linger_ms / 1000)
         await self._fetch()
 
-    async def _fetch(self) -> None:
-        if self._destination.stopping:
+    def _ask(self) -> None:
+        """Ask the disk queue for rows, if it was not asked already."""
+        if self._coming or self._destination.stopping:
             return
-        limits, now = self._destination.limits, self._of.wall_clock()
-        batches = 1
-        if self._destination.is_known_online and not self._is_drained:
-            # A take waits for the disk's present group: under load it is for several batches. (Never in an outage:
-            # what is taken cannot be dropped at a bound.)
-            batches = max(1, _TAKE_BATCHES // self._destination.settings.concurrency)
+        limits = self._destination.limits
+        batches = 1 if self._is_drained else max(1, self._share(_TAKE_BATCHES))
+        taking = self._of.outbox.take(batches * limits.messages, batches * limits.row_bytes)
+        self._coming = self._of.wall_clock(), asyncio.ensure_future(taking)
+
+    def _share(self, batches: int) -> int:
+        """Return a lane's part of what is taken ahead: none in an outage, as what is taken cannot be dropped."""
+        return batches // self._destination.settings.concurrency if self._destination.is_known_online else 0
+
+    async def _fetch(self) -> None:
+        """Put the next rows into the line when they come."""
+        self._ask()
+        if not self._coming:
+            return
+        asked_at, coming = self._coming
         try:
-            rows = await self._of.outbox.take(batches * limits.messages, batches * limits.row_bytes)
+            rows = await coming
         except PassingError:
+            self._coming = None
             await self._wait(DISK_RETRY_SECONDS)
             return
+        self._coming = None
         if self.agenda.is_empty:
-            self._took_at, self._has_sent = now, False
+            self._took_at, self._has_sent = asked_at, False
         # Nothing lingers under load: rows or bytes that fill a batch say that there is more. (With rows larger than
         # half a batch the guess may be wrong; that costs one linger.)
-        size_bytes = sum([len(row.data) for row in rows])
+        limits, size_bytes = self._destination.limits, sum([len(row.data) for row in rows])
         self._is_drained = len(rows) < limits.messages and size_bytes < limits.row_bytes // 2
         self.agenda.add(rows)
 
@@ -333,7 +351,9 @@ class _Lane(Generic[PreparedT]):
         posting = asyncio.ensure_future(self._of.uploader.post(batch, prepared))
         abandoned = asyncio.ensure_future(self._of.abandoned.wait())
         try:
-            await self._look_ahead()
+            for _ in range(_SENDING_STEPS):
+                await asyncio.sleep(0)
+            await self._look_ahead(posting)
             await asyncio.wait({posting, abandoned}, return_when=asyncio.FIRST_COMPLETED)
             reply = posting.result() if posting.done() else None
             self._has_sent = self._has_sent or reply is None or reply.sent
@@ -341,8 +361,14 @@ class _Lane(Generic[PreparedT]):
         finally:
             await _cancel(posting, abandoned)
 
-    async def _look_ahead(self) -> None:
-        if self.agenda.is_idle and not self._is_drained:
+    async def _look_ahead(self, posting: asyncio.Future[Any]) -> None:
+        """Have rows in line and the next batch packed when the answer comes; it never waits for them."""
+        if self.agenda.rows_in_line <= self._share(_AHEAD_BATCHES) * self._destination.limits.messages:
+            if not self._is_drained:
+                self._ask()
+            if self._coming and self.agenda.is_idle:
+                await asyncio.wait({posting, self._coming[1]}, return_when=asyncio.FIRST_COMPLETED)
+        if self._coming and self._coming[1].done():
             await self._fetch()
         batch = self.agenda.peek(self._destination.limits)
         if batch and not (self._ahead and self._ahead[0] == batch):

@@ -219,6 +219,61 @@ async def test_the_next_batch_is_taken_and_prepared_while_one_is_out() -> None:
     assert len({one.key for one in scene.cloud.prepared}) == len(scene.cloud.prepared)
 
 
+async def test_an_answer_does_not_wait_for_the_rows_that_were_asked_for_meanwhile() -> None:
+    scene = Scene(200, ok, batch_messages=10)
+    take, may_come = scene.outbox.take, asyncio.Event()
+
+    async def slow_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+        if len(scene.outbox.takes) == 2:
+            await may_come.wait()
+        return await take(messages_max, bytes_max)
+
+    scene.outbox.take = slow_disk  # type: ignore[method-assign]
+    async with scene.running():
+        await scene.until(lambda: len(scene.outbox.acked) == 20)  # all that came before
+        assert len(scene.cloud.posts) == 2
+        may_come.set()
+        await scene.until(lambda: scene.outbox.is_settled)
+    assert scene.outbox.acked == list(range(200))
+
+
+async def test_rows_are_asked_for_before_the_last_ones_are_out_but_not_in_an_outage() -> None:
+    held: list[int] = []
+
+    def answer(_: Batch) -> Reply:
+        held.append(len(scene.outbox.taken))
+        return Reply(503 if len(held) > 15 else 200)
+
+    scene = Scene(300, answer, batch_messages=10)
+    async with scene.running():
+        await scene.until(lambda: len(scene.cloud.posts) > 40)
+    assert min(held[3:14]) >= 20, "the next batch is there before the answer"
+    assert max(held) <= 10 + 60 + 30, "one out, six in line, three being written down (I5)"
+    assert len(set(held[17:])) == 1, "while the cloud is away nothing more is taken"
+
+
+async def test_rows_that_come_after_the_stop_are_released_too() -> None:
+    scene = Scene(50, ok, batch_messages=10)
+    take, asked, may_come = scene.outbox.take, asyncio.Event(), asyncio.Event()
+
+    async def slow_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+        if scene.outbox.takes:
+            asked.set()
+            await may_come.wait()
+        return await take(messages_max, bytes_max)
+
+    scene.outbox.take = slow_disk  # type: ignore[method-assign]
+    async with scene.running():
+        await asked.wait()
+        scene.cloud.answer = lambda _: Reply(503)
+        stopping = asyncio.create_task(scene.forwarder.stop(5))
+        await scene.until(lambda: scene.outbox.acked == list(range(10)))
+        may_come.set()
+        await stopping
+    assert not scene.outbox.taken
+    assert [one.row_id for one in scene.outbox.waiting] == list(range(10, 50))
+
+
 async def test_several_batches_are_taken_at_once_only_while_the_cloud_takes_them() -> None:
     scene = Scene(100, lambda batch: Reply(503 if batch.rows[0].row_id >= 50 else 200), batch_messages=10)
     async with scene.running():
@@ -543,6 +598,22 @@ async def test_rows_that_never_left_are_taken_again_when_the_clock_is_set() -> N
     await scene.settle_all()
     assert scene.outbox.unsent == [0, 1, 2, 3, 4]
     assert scene.outbox.acked == [0, 1, 2, 3, 4]
+
+
+async def test_rows_that_were_asked_for_before_the_clock_was_set_are_taken_again_before_they_go() -> None:
+    scene = Scene(5, ok)
+    scene.started_at = CLOCK_SET_SINCE - 1
+    take = scene.outbox.take
+
+    async def slow_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+        rows = await take(messages_max, bytes_max)
+        scene.now = 2.0
+        return rows
+
+    scene.outbox.take = slow_disk  # type: ignore[method-assign]
+    await scene.settle_all()
+    assert (scene.outbox.unsent, scene.outbox.acked) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    assert len(scene.cloud.posts) == 1
 
 
 @pytest.mark.parametrize("seen", [Reply(503), Reply(None, error="closed")])
