@@ -58,8 +58,8 @@ class DiskThread:
         self._on_receipts = on_receipts
         self._on_losses = on_losses
         self._keep = keep_seconds, keep_messages
-        self._excess_max = max(_TIDY_EXCESS, keep_messages)
-        self._newest_seen = -1
+        self._kept_max = keep_messages + max(_TIDY_EXCESS, keep_messages)
+        self._newest_seen = disk_queue.newest_id()
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._maybe_ready = asyncio.Event()
@@ -172,8 +172,8 @@ class DiskThread:
         try:
             with self._queue.transaction():
                 results = [job.verb(self._queue) for job in jobs]
-                if not relieved and self._queue.excess(self._keep[1]) > self._excess_max:
-                    self._tidy(self._queue, self._keep[1])
+                if not relieved and self._queue.excess(self._kept_max):
+                    self._tidy(self._queue, self._kept_max)
         except PassingError as error:
             self._try_again(jobs, error, relieved=relieved)
         except BaseException as error:  # noqa: BLE001 - the top of the thread: whoever asked gets it and ends loudly
@@ -215,7 +215,8 @@ class DiskThread:
         """Delete what is too old, and what is too many once nothing comes: till then it makes way for what comes."""
         newest = disk_queue.newest_id()
         is_idle, self._newest_seen = newest == self._newest_seen, newest
-        self._tidy(disk_queue, self._keep[1] + (0 if is_idle else self._excess_max))
+        disk_queue.expect_rows(not is_idle)
+        self._tidy(disk_queue, self._keep[1] if is_idle else self._kept_max)
 
     def _tidy(self, disk_queue: DiskQueue, keep_messages: int) -> None:
         for _ in range(_TIDY_STEPS):

@@ -80,6 +80,7 @@ class QueueConnection(SQLiteAckQueue):
         self._adopt, self._redate = adopt, redate
         self._recent, self._leaps = Recent(), Leaps()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
+        self._rows_come = True
         self.commits = 0  # transactions that wrote; with durability `power` each is a sync
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
         try:
@@ -280,8 +281,19 @@ class QueueConnection(SQLiteAckQueue):
         if self._reserve.spent != was_spent:
             self._gather_wal()
 
+    def expect_rows(self, are_expected: bool) -> None:  # noqa: FBT001 - yes or no is all there is
+        """Hear whether rows come. While they do, the WAL holds the same pages again and again, so it gathers many.
+
+        While a backlog only drains, each page that is given up is in the WAL once: nothing is saved by gathering, and
+        to write 64 MiB back would make the uploader wait.
+        """
+        if are_expected != self._rows_come:
+            self._rows_come = are_expected
+            self._gather_wal()
+
     def _gather_wal(self) -> None:
-        self._conn.execute(f"PRAGMA wal_autocheckpoint = {wal_pages(self._conn, self._reserve.wal_bytes)}").fetchall()
+        wal_bytes = self._reserve.wal_bytes if self._rows_come else self._reserve.growth_bytes_max
+        self._conn.execute(f"PRAGMA wal_autocheckpoint = {wal_pages(self._conn, wal_bytes)}").fetchall()
 
     def full_reason(self, free_bytes_min: int, incoming_bytes: int = 0) -> str:
         """Return why the disk counts as full for intake, "" if it does not.

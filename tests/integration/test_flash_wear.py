@@ -120,6 +120,21 @@ def test_pages_that_are_written_over_are_written_back_only_once_four_reserves_ar
     assert 3 * RESERVE < gathered <= wal.stat().st_size <= 4 * RESERVE + MEBIBYTE
 
 
+def test_while_a_backlog_only_drains_the_wal_is_written_back_in_short_steps(queue: DiskQueue) -> None:
+    for _ in range(60):
+        put(queue)
+    queue._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    queue.expect_rows(False)
+    for _ in range(60):
+        deliver(queue)
+        with queue.transaction():
+            queue.tidy(2.0**62, 0)
+    assert queue.counts()[:3] == (0, 0, 0)
+    longest = (queue.folder / f"{FILE_NAME}-wal").stat().st_size
+    assert longest < RESERVE, "half a reserve, and what the transaction that passed it wrote"
+    assert 60 * GROUP // ROWS_A_PAGE * PAGE_BYTES > 5 * RESERVE, "all that was given up"
+
+
 def test_on_a_full_disk_only_so_much_wal_is_gathered_as_the_reserve_made_room_for(queue: DiskQueue) -> None:
     def gathers() -> int:
         return queue._pragma("wal_autocheckpoint") * PAGE_BYTES
@@ -130,6 +145,11 @@ def test_on_a_full_disk_only_so_much_wal_is_gathered_as_the_reserve_made_room_fo
     assert gathers() == RESERVE // 2
     queue.keep_reserve()
     assert (queue._reserve.spent, gathers()) == (False, 4 * RESERVE)
+    queue.expect_rows(False)
+    assert gathers() == RESERVE // 2
+    queue.relieve()
+    queue.expect_rows(True)
+    assert gathers() == RESERVE // 2
 
 
 def test_the_age_of_the_oldest_waiting_row_is_told_without_marking_what_is_delivered(queue: DiskQueue) -> None:
