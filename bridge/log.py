@@ -212,12 +212,12 @@ class FaultLog:
                 what = "stored, but not confirmed: their connection had ended; the broker sends them again"
                 yield from self._tally(logging.WARNING, what, messages)
             case Refused(messages, topic, reason):
-                what = f"refused, they are in the loss ledger: {reason}"
+                what = f"refused, in the loss ledger: {reason}"
                 yield from self._tally(logging.WARNING, what, messages, f', such as one on "{topic}"')
             case Dropped(messages, reason):
-                yield from self._tally(logging.ERROR, f"dropped, they are in the loss ledger: {reason}", messages)
+                yield from self._tally(logging.ERROR, f"dropped, in the loss ledger: {reason}", messages)
             case Died(messages, reason):
-                yield from self._tally(logging.ERROR, f"dead, they are kept and in the loss ledger: {reason}", messages)
+                yield from self._tally(logging.ERROR, f"dead, kept and in the loss ledger: {reason}", messages)
             case never:
                 assert_never(never)
 

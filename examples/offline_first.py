@@ -9,7 +9,7 @@ from bridge.client import Prediction, PredictionClient
 
 
 async def main(spool: str, frames: int) -> None:
-    """Publish, then wait until the bridge has all of it; a kill loses nothing, the next run sends the rest."""
+    """Publish, then wait until nothing is held here; a kill loses nothing, the next run sends the rest."""
     async with PredictionClient(device_id="truck-7", spool=spool) as predictions:
         print(f"{predictions.held_messages} left from last time", flush=True)
         for frame in range(frames):
@@ -17,7 +17,7 @@ async def main(spool: str, frames: int) -> None:
         while predictions.held_messages:
             print(f"{predictions.held_messages} in the spool, broker {'there' if predictions.connected else 'away'}")
             await asyncio.sleep(0.5)
-        print("the bridge has all of it")
+        print("nothing is held any more")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import json
 import platform
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -23,11 +23,11 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import BaseModel, SecretStr
 
 from bridge import __version__
-from bridge.broker import watch_topic
 from bridge.config import Settings
 from bridge.control import connect
 from bridge.disk_queue import Request, Selection, holder_of
 from bridge.doctor import probes
+from bridge.doctor.visit import retained_status
 from bridge.errors import BridgeError
 
 _LIBRARIES = ("aiohttp", "orjson", "paho-mqtt", "persist-queue", "pydantic", "rich", "uvloop", "zstandard")
@@ -46,7 +46,7 @@ async def collect(settings: Settings) -> Members:
         "files.txt": lambda: _files(folder),
         "log.txt": lambda: _log(folder),
     }
-    found = await asyncio.gather(_status(settings), *(_look(look) for look in looks.values()))
+    found = await asyncio.gather(retained_status(settings, _LOOK_SECONDS), *(_look(look) for look in looks.values()))
     members = dict(zip(("status.json", *looks), found, strict=True))
     return {name: text for name, text in members.items() if text} | {"versions.json": as_json(versions())}
 
@@ -119,17 +119,6 @@ async def _look(look: Callable[[], bytes]) -> bytes:
     try:
         return await probes.in_thread(look, _LOOK_SECONDS)
     except (OSError, BridgeError, TimeoutError):  # the doctor's own list says what is wrong there
-        return b""
-
-
-async def _status(settings: Settings) -> bytes:
-    try:
-        async with (
-            asyncio.timeout(_LOOK_SECONDS),
-            aclosing(watch_topic(settings.mqtt, settings.status.topic)) as publications,
-        ):
-            return await anext(publications)
-    except (BridgeError, TimeoutError):
         return b""
 
 

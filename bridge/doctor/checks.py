@@ -27,8 +27,9 @@ from bridge.doctor import judge, probes
 from bridge.doctor.certificate import Validity, validity
 from bridge.doctor.judge import AtBroker
 from bridge.doctor.line import Grade, Line, count, fail, ok, warn
-from bridge.doctor.visit import visit
+from bridge.doctor.visit import retained_status, visit
 from bridge.errors import BridgeError, ConfigError, OperatorError
+from bridge.monitor import parse
 from bridge.uploader import Uploader
 
 _NAME_SECONDS = 2.0
@@ -57,7 +58,7 @@ def configuration(examined: Examined) -> list[Line]:
 async def examine(settings: Settings, *, with_cloud: bool = True) -> list[Line]:
     """Look at everything that these settings name. `with_cloud` False: [upload] is not right, so leave it alone."""
     sides = [_broker_side(settings), _cloud_side(settings.upload, with_cloud=with_cloud)]
-    sides += [_disk_side(settings.queue), _queue_side(settings.queue)]
+    sides += [_disk_side(settings.queue), _queue_side(settings.queue), _bridge_side(settings)]
     found = await asyncio.gather(*sides)
     return [line for lines in found for line in lines]
 
@@ -285,3 +286,17 @@ def _set_aside(folder: Path) -> tuple[str, ...]:
 
 def _unsalvaged(folder: Path) -> tuple[str, ...]:
     return tuple(file.name for file in pending(folder))
+
+
+# --- the bridge ------------------------------------------------------------------------------------------------------
+
+
+async def _bridge_side(settings: Settings) -> list[Line]:
+    """Judge what a running bridge says of itself; where none runs, or its broker says nothing, there is no line."""
+    if holder_of(settings.queue.path) is None:
+        return []
+    payload = await retained_status(settings, _VISIT_SECONDS)
+    try:
+        return [judge.bridge(parse(payload, settings.status.topic))] if payload else []
+    except BridgeError as error:
+        return [warn("bridge", error.message, error.hint)]

@@ -13,9 +13,10 @@ from typing import NamedTuple, assert_never
 from bridge.batch import Batch
 from bridge.doctor.certificate import Validity
 from bridge.doctor.line import Line, fail, ok, warn
+from bridge.log import printable
 from bridge.loss import LossReason
 from bridge.message import CLOCK_SET_SINCE
-from bridge.status import NEARLY_FULL
+from bridge.status import NEARLY_FULL, State, Tree
 from bridge.verdict import Cause, Dead, Delivered, Halve, Later, Meaning, Partly, Pause, Reply, judge, meaning
 
 CERTIFICATE_DAYS = 30  # Let's Encrypt renews that long before the end: whatever renews has failed by then
@@ -338,6 +339,17 @@ def _waiting(found: Queue, max_bytes: int) -> Line:
 
 def _messages(number: int) -> str:
     return f"{number:,} message" if number == 1 else f"{number:,} messages"
+
+
+# --- the bridge ------------------------------------------------------------------------------------------------------
+
+
+def bridge(status_tree: Tree) -> Line:
+    """Judge what a running bridge says of itself."""
+    state, reason = status_tree["state"], printable(str(status_tree.get("reason") or ""))
+    if state == State.ONLINE:
+        return ok("bridge", "online, by its own status")
+    return warn("bridge", f"{state}, by its own status: {reason}", "`edge-bridge status` shows all of it")
 
 
 # --- the cloud -------------------------------------------------------------------------------------------------------

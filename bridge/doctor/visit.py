@@ -12,10 +12,10 @@ import contextlib
 import uuid
 from collections.abc import Sequence
 
-from bridge.broker import Publisher
+from bridge.broker import Publisher, watch_topic
 from bridge.config import Settings
 from bridge.doctor.judge import AtBroker, Granted
-from bridge.errors import FaultError, OperatorError
+from bridge.errors import BridgeError, FaultError, OperatorError
 from bridge.events import Event, SubscriptionGranted, SubscriptionRefused
 from bridge.message import Publish
 from bridge.topics import unshared
@@ -102,3 +102,15 @@ class _Visit:
 def _for_a_guest(topic_filter: str, mark: str) -> str:
     plain = unshared(topic_filter)
     return topic_filter if plain == topic_filter else f"$share/edge-bridge-doctor-{mark}/{plain}"
+
+
+async def retained_status(settings: Settings, limit_seconds: float) -> bytes:
+    """Return what the bridge last said of itself, as it is retained at the broker; b"" if nothing can be had."""
+    try:
+        async with (
+            asyncio.timeout(limit_seconds),
+            contextlib.aclosing(watch_topic(settings.mqtt, settings.status.topic)) as publications,
+        ):
+            return await anext(publications)
+    except (BridgeError, TimeoutError):
+        return b""

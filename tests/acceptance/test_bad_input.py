@@ -161,4 +161,4 @@ def test_payloads_that_are_malformed_or_too_large_are_kept_or_refused_and_stop_n
         assert stage.messages["refused"] == 2
         line = stage.log("too large")[0]
         assert line["level"] == "warning"
-        assert "refused, they are in the loss ledger: payload of 1001 bytes is too large" in line["message"]
+        assert "refused, in the loss ledger: payload of 1001 bytes is too large" in line["message"]

@@ -36,6 +36,7 @@ def test_it_looks_at_a_running_bridge_and_takes_nothing_from_it(tmp_path: Path) 
         assert doctor.returncode == 0, shown
         (queue,) = [line for line in shown["lines"] if line["check"] == "queue"]
         assert f"process {stage.bridge.pid}" in queue["found"]
+        assert [line["found"] for line in shown["lines"] if line["check"] == "bridge"] == ["online, by its own status"]
         stage.wait_delivered()
         stage.audit().assert_kept(duplicates_max=0)
         assert stage.status["broker"]["reconnects"] == 0

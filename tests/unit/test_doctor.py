@@ -6,6 +6,7 @@ import io
 import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -29,6 +30,21 @@ BOUNDS = Bounds(max_bytes=100 * MIB, min_free_disk_bytes=50 * MIB, reserve_bytes
 def grade(line: Line) -> str:
     assert bool(line.advice) or line.grade.value == "ok", "who reads of a trouble is told what to do"
     return line.grade.value
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "shown"),
+    [
+        ({"state": "online", "reason": None}, "ok", "online, by its own status"),
+        ({"state": "degraded", "reason": "cloud away\x1b[2J"}, "warn", "degraded, by its own status: cloud away"),
+        ({"state": "offline"}, "warn", "offline, by its own status"),
+    ],
+)
+def test_a_running_bridge_is_told_by_what_it_says_of_itself(said: dict[str, Any], found: str, shown: str) -> None:
+    line = judge.bridge(said)
+    assert (grade(line), line.check) == (found, "bridge")
+    assert line.found.startswith(shown)
+    assert line.found.isprintable()
 
 
 @pytest.mark.parametrize(

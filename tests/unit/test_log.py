@@ -193,7 +193,7 @@ def test_a_request_that_cannot_be_answered_is_told_once_a_topic_and_an_echo_once
     [
         (Withheld(3), logging.WARNING, "the broker sends them again"),
         (Refused(3, "a/b", "too large"), logging.WARNING, 'too large, such as one on "a/b"'),
-        (Dropped(3, "max_bytes"), logging.ERROR, "dropped, they are in the loss ledger: max_bytes"),
+        (Dropped(3, "max_bytes"), logging.ERROR, "dropped, in the loss ledger: max_bytes"),
         (Died(3, "schema (HTTP 422)"), logging.ERROR, "schema (HTTP 422)"),
     ],
 )
