@@ -46,7 +46,7 @@ _QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # hypothesis is lo
 _DISK_QUEUE = tuple(  # all that run the disk queue within the process of the test; which of them matter is seen
     f"{tier}/test_{name}.py"
     for tier, names in (
-        ("unit", ("rows", "disk_faults")),
+        ("unit", ("rows", "disk_faults", "leaps")),
         ("integration", ("mark", "pages", "queue_file", "verify", "reserve", "disk_queue", "ledger", "selection")),
         ("integration", ("queue_connection", "queue_verbs", "flash_wear", "salvager", "salvage", "rescue")),
         ("integration", ("intake_store", "clock_set_late", "loss_teller", "disk_thread", "altered_tables")),
@@ -55,8 +55,8 @@ _DISK_QUEUE = tuple(  # all that run the disk queue within the process of the te
     for name in names
 )
 _DISK_QUEUE_MODULES = (
-    *("receipts", "serializer", "mark", "lock", "faults", "reserve", "ledger", "rows", "aside", "file"),
-    *("selection", "commands", "repair", "salvage", "pages", "recent", "connection", "queue"),
+    *("receipts", "serializer", "mark", "lock", "faults", "reserve", "ledger", "rows", "recent", "leaps", "wear"),
+    *("aside", "file", "selection", "commands", "repair", "salvage", "pages", "connection", "queue"),
 )
 TESTS = {
     "verdict": ("unit/test_verdict.py",),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, wear, written_bytes
 from bridge.disk_queue import reserve as reserve_module
 from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.loss import LossReason
@@ -180,3 +180,15 @@ def test_looking_for_what_the_cloud_was_told_marks_nothing_and_neither_does_look
     with queue.transaction():
         assert queue.drop_oldest(10, 0, LossReason.MAX_AGE, received_before=1.9e9) == (0, 0)
     assert (marked(queue), queue.counts().delivered) == (0, GROUP)
+
+
+def test_what_the_process_gave_to_its_disks_is_known_where_the_system_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io = tmp_path / "io"
+    monkeypatch.setattr(wear, "_IO", io)
+    assert written_bytes() is None
+    io.write_text("rchar: 1\nwchar: 2\nwrite_bytes: 8192\ncancelled_write_bytes: 4096\n", encoding="ascii")
+    assert written_bytes() == 4096
+    io.write_text("", encoding="ascii")
+    assert written_bytes() is None

@@ -325,6 +325,18 @@ def test_a_loss_alone_is_reason_enough_to_write_down_what_is_in_flight(queue: Di
     assert queue._conn.execute("SELECT * FROM edge_batch").fetchall() == [(1, 2)]
 
 
+def test_transactions_are_counted_that_wrote_something(queue: DiskQueue) -> None:
+    assert queue.commits == 0
+    put(queue, 3)
+    ack(queue, take(queue, 2))
+    with pytest.raises(QueueDamagedError):
+        store_and_fail(queue)
+    assert queue.commits == 2
+    with queue.transaction():
+        queue.record_loss(Loss(LossReason.TOO_LARGE, 1, "t"))
+    assert queue.commits == 3
+
+
 # ---- room on the disk ----
 
 

@@ -428,6 +428,13 @@ def test_neither_are_they_given_up_nor_shown_as_waiting(queue: DiskQueue) -> Non
     assert queue.counts()[:4] == (1, 0, 3 * SPAN_ROWS_MIN + 2, 0)
 
 
+def test_as_columns_they_are_shown_as_delivered_too(queue: DiskQueue) -> None:
+    put_many(queue, SPAN_ROWS_MIN + 2)
+    ack(queue, take(queue, SPAN_ROWS_MIN))
+    with queue.transaction():
+        assert set(queue.select_columns(Selection(), 0)[0].states[:SPAN_ROWS_MIN]) == {"delivered"}
+
+
 # ---- housekeeping ----
 
 
