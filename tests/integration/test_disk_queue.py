@@ -109,6 +109,19 @@ def test_a_refused_lock_leaves_no_descriptor_behind(tmp_path: Path) -> None:
     lock.release()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("user", "owner"), [(65_534, (65_534, 65_534)), (0, (0, os.getegid()))])
+def test_root_leaves_its_lock_to_a_user_whose_folder_it_is_and_holds_nothing_open(
+    tmp_path: Path, user: int, owner: tuple[int, int]
+) -> None:
+    os.chown(tmp_path, user, 65_534)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    FolderLock(tmp_path).release()
+    found = (tmp_path / "bridge.lock").stat()
+    assert (found.st_uid, found.st_gid) == owner
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_folder_that_cannot_be_made_is_the_operators_business(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(QueueUnusableError, match=r"the queue folder .*/file/queue cannot be used: Not a directory"):

@@ -52,6 +52,9 @@ def test_a_body_of_just_the_limit_is_packed_whole_and_with_a_byte_less_the_last_
     exact = len(body(Batch(tuple(rows)), "cloudevents"))
     assert pack(rows, Limits(3, exact)).row_ids == (0, 1, 2)
     assert pack(rows, Limits(3, exact - 1)).row_ids == (0, 1)
+    exact = len(body(Batch(tuple(rows[:2])), "cloudevents"))
+    assert pack(rows, Limits(3, exact)).row_ids == (0, 1)
+    assert pack(rows, Limits(3, exact - 1)).row_ids == (0,)
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,10 @@ def test_whether_there_is_room_and_descriptors_is_tried_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     for number, is_none_left in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
         monkeypatch.setattr(Path, "write_bytes", refusing(number))
-        assert faults._has_room(tmp_path) is not is_none_left
+        assert faults._has_room(tmp_path) is (not is_none_left)
     for number, is_none_left in ((errno.EMFILE, True), (errno.ENFILE, True), (errno.EACCES, False)):
         monkeypatch.setattr("builtins.open", refusing(number))
-        assert faults._has_descriptors() is not is_none_left
+        assert faults._has_descriptors() is (not is_none_left)
 
 
 def refusing(number: int) -> Callable[..., object]:
