@@ -46,7 +46,7 @@ _QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # hypothesis is lo
 _DISK_QUEUE = tuple(  # all that run the disk queue within the process of the test; which of them matter is seen
     f"{tier}/test_{name}.py"
     for tier, names in (
-        ("unit", ("rows", "disk_faults", "leaps")),
+        ("unit", ("rows", "disk_faults", "leaps", "recent")),
         ("integration", ("mark", "pages", "queue_file", "verify", "reserve", "disk_queue", "ledger", "selection")),
         ("integration", ("queue_connection", "queue_verbs", "flash_wear", "salvager", "salvage", "rescue")),
         ("integration", ("intake_store", "clock_set_late", "loss_teller", "disk_thread", "altered_tables")),

@@ -184,7 +184,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         loss_id,
         _time(at) or 0.0,
         str(reason),
-        messages if isinstance(messages, int) and messages > 0 else 0,
+        max(0, messages) if isinstance(messages, int) else 0,
         topic if isinstance(topic, str) else None,
         _texts(event_ids),
         str(detail),

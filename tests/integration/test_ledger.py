@@ -11,7 +11,7 @@ import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow
 from bridge.disk_queue import ledger as ledger_module
-from bridge.disk_queue.ledger import Untold, entries_max
+from bridge.disk_queue.ledger import Entry, Untold, entries_max
 from bridge.errors import QueueDamagedError
 from bridge.loss import Loss, LossReason
 from bridge.message import DeadRow, event_id, head, head_middle, tail
@@ -69,6 +69,26 @@ def test_losses_of_another_kind_have_an_entry_of_their_own(disk_queue: DiskQueue
         ("max_bytes", None, ("b",)),
         ("expired", "t", ("c",)),
     ]
+
+
+@pytest.mark.parametrize(("seconds", "entries"), [(59.9, 1), (60.0, 2), (-59.9, 1), (-60.0, 2)])
+def test_losses_within_a_minute_share_an_entry_also_if_the_clock_is_put_back(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch, seconds: float, entries: int
+) -> None:
+    for now in (1.8e9, 1.8e9 + seconds):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        record(disk_queue, lost(["a"]))
+    assert len(disk_queue.losses()) == entries
+    assert disk_queue.losses()[-1].at == 1.8e9 + seconds
+
+
+@pytest.mark.parametrize(("others", "shared"), [(63, True), (64, False)])
+def test_losses_share_an_entry_that_is_among_the_last_sixty_four(
+    disk_queue: DiskQueue, others: int, shared: bool
+) -> None:
+    record(disk_queue, lost(["a"]), *(lost(["x"], topic=f"t/{n}") for n in range(others)), lost(["b"]))
+    assert (disk_queue.losses()[0].event_ids == ("a", "b")) is shared
+    assert len(disk_queue.losses()) == 1 + others + (not shared)
 
 
 def test_an_entry_is_bounded_in_bytes_however_long_the_ids(disk_queue: DiskQueue) -> None:
@@ -227,11 +247,11 @@ def test_what_is_untold_is_one_a_reason_with_topics_ids_and_times(disk_queue: Di
         Loss(LossReason.MAX_BYTES, 2, "t", ("a", "b"), first_at=10.0, last_at=11.0),
         Loss(LossReason.MAX_BYTES, 3, "u", ("c", "d", "e"), first_at=5.0, last_at=20.0),
         Loss(LossReason.MAX_BYTES, 4, None, ("f",), first_at=30.0, last_at=31.0),
-        Loss(LossReason.EXPIRED, 1, "t", ("x",), first_at=1.0, last_at=2.0),
+        Loss(LossReason.EXPIRED, 1, "t", ("x",), first_at=0.5, last_at=2.0),
         Loss(LossReason.DEAD_REMOVED, 1, "t", ("y",), first_at=1.0, last_at=2.0),
     )
     assert disk_queue.ledger.untold() == [
-        Untold("expired", 1, {"t": 1}, ["x"], 1.0, 2.0, (4, 4)),
+        Untold("expired", 1, {"t": 1}, ["x"], 0.5, 2.0, (4, 4)),
         Untold("max_bytes", 9, {"t": 2, "u": 3}, ["a", "b", "c", "d", "e", "f"], 5.0, 31.0, (1, 3)),
     ]
 
@@ -273,6 +293,22 @@ def test_a_loss_whose_entries_are_trimmed_is_told_by_its_number(disk_queue: Disk
     with disk_queue.transaction():
         disk_queue._conn.execute("DELETE FROM edge_loss")
     assert disk_queue.ledger.untold() == [Untold("max_bytes", 1, {}, [], None, None, None)]
+
+
+def test_a_note_of_what_was_told_that_is_none_makes_everything_untold(disk_queue: DiskQueue) -> None:
+    record(disk_queue, lost(["a"]), lost(["b"], topic="u"))
+    with disk_queue.transaction():
+        disk_queue.write_note("losses_told_to", "\x01")
+    assert disk_queue.ledger.untold()[0][1:4] == (2, {"t": 1, "u": 1}, ["a", "b"])
+
+
+@pytest.mark.parametrize(("messages", "at"), [("-9", "'x'"), ("x'00'", "-1"), ("'many'", "253402300800")])
+def test_what_nobody_wrote_into_an_entry_counts_as_unknown(disk_queue: DiskQueue, messages: str, at: str) -> None:
+    record(disk_queue, Loss(LossReason.MAX_BYTES, 2, "t", ("a", "b"), first_at=10.0, last_at=11.0))
+    columns = f"messages = {messages}, at = {at}, first_at = {at}, last_at = {at}, topic = x'74', event_ids = '{{'"
+    disk_queue._conn.execute(f"UPDATE edge_loss SET {columns}")  # noqa: S608  all of it stands above
+    (entry,) = disk_queue.losses()
+    assert entry == Entry(1, 0.0, "max_bytes", 0, None, (), "", None, None)
 
 
 def test_the_ledger_of_a_damaged_file_is_added_and_nothing_of_it_is_new(disk_queue: DiskQueue) -> None:

@@ -1,0 +1,99 @@
+"""The newest rows in memory: without a gap behind the cursor or not at all, and bounded (I5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.disk_queue import NewRow
+from bridge.disk_queue import recent as recent_module
+from bridge.disk_queue.recent import Recent
+from bridge.message import CLOCK_SET_SINCE, Row
+
+SET = float(CLOCK_SET_SINCE)
+
+
+def rows(*data: bytes) -> list[NewRow]:
+    return [NewRow(each, SET) for each in data]
+
+
+def holding(*data: bytes, cursor: int = 0) -> Recent:
+    """What was stored behind the cursor, in one group."""
+    recent = Recent()
+    recent.add(rows(*data), cursor + len(data), cursor)
+    return recent
+
+
+def test_what_was_stored_is_taken_in_order_with_its_ids() -> None:
+    recent = holding(b"a", b"b", cursor=6)
+    recent.add(rows(b"c"), 9, 6)
+    assert recent.take(6, 10, 100) == (Row(7, b"a"), Row(8, b"b"), Row(9, b"c"))
+    assert recent.take(9, 10, 100) == ()
+
+
+@pytest.mark.parametrize(
+    ("messages_max", "bytes_max", "count"), [(2, 100, 2), (10, 6, 3), (10, 5, 2), (10, 2, 1), (10, 1, 1), (10, 8, 4)]
+)
+def test_a_batch_is_bounded_in_messages_and_but_for_the_first_in_bytes(
+    messages_max: int, bytes_max: int, count: int
+) -> None:
+    recent = holding(b"aa", b"bb", b"cc", b"dd")
+    assert [row.row_id for row in recent.take(0, messages_max, bytes_max)] == list(range(1, count + 1))
+    assert [row.row_id for row in recent.take(count, 10, 100)] == list(range(count + 1, 5))
+
+
+def test_only_the_rows_right_behind_the_cursor_are_known() -> None:
+    assert holding(b"a", cursor=6).take(5, 10, 100) == ()
+    assert holding(b"a", cursor=6).take(7, 10, 100) == ()
+
+
+def test_rows_behind_others_that_are_only_in_the_file_are_not_held() -> None:
+    recent = Recent()
+    recent.add(rows(b"c", b"d"), 4, 0)
+    assert recent.take(2, 10, 100) == ()
+    recent.add(rows(b"e"), 5, 0)
+    assert recent.take(4, 10, 100) == ()
+
+
+@pytest.mark.parametrize("newest", [3, 5])
+def test_at_a_gap_everything_is_given_up(newest: int) -> None:
+    """Ids are skipped after a damage."""
+    recent = holding(b"a", b"b", b"c")
+    recent.add(rows(b"x"), newest, 0)
+    assert recent.take(0, 10, 100) == ()
+
+
+@pytest.mark.parametrize(("bytes_max", "count"), [(4, 3), (3, 0)])
+def test_more_than_there_is_room_for_is_given_up(monkeypatch: pytest.MonkeyPatch, bytes_max: int, count: int) -> None:
+    monkeypatch.setattr(recent_module, "_BYTES_MAX", bytes_max)
+    recent = holding(b"aa", b"b")
+    recent.add(rows(b"c"), 3, 0)
+    assert len(recent.take(0, 10, 100)) == count
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_room_of_what_was_taken_or_given_up_is_free_again(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    monkeypatch.setattr(recent_module, "_BYTES_MAX", 4)
+    recent = holding(b"aa", b"bb")
+    for number in range(4, 40, 2):
+        if taken:
+            assert len(recent.take(number - 4, 10, 100)) == 2
+        else:
+            recent.clear()
+            assert recent.take(number - 4, 10, 100) == ()
+        recent.add(rows(b"aa", b"bb"), number, number - 2)
+    assert [row.row_id for row in recent.take(36, 10, 100)] == [37, 38]
+
+
+@pytest.mark.parametrize(
+    ("row", "is_held"),
+    [
+        (NewRow(b"b", SET), True),
+        (NewRow(b"b", SET - 1), False),
+        (NewRow(b"b", SET, expires_at=SET + 60), False),
+    ],
+)
+def test_what_may_become_another_one_while_it_waits_is_read_from_the_file(row: NewRow, is_held: bool) -> None:
+    """It expires, or gets its right time."""
+    recent = holding(b"a")
+    recent.add([row, *rows(b"c")], 3, 0)
+    assert len(recent.take(0, 10, 100)) == 3 * is_held
