@@ -6,6 +6,7 @@ import pytest
 
 from bridge.disk_queue import leaps
 from bridge.disk_queue.leaps import Leaps
+from bridge.message import CLOCK_SET_SINCE
 
 NOW, YEARS = 1.8e9, 3650 * 86400.0
 
@@ -37,6 +38,14 @@ def test_time_that_passes_is_no_leap(now: Time) -> None:
     assert seen.seconds(1) == 0
 
 
+@pytest.mark.parametrize(("step", "counted"), [(2.0, 0), (2.5, 2.5)])
+def test_more_than_two_seconds_are_a_leap(now: Time, step: float, counted: float) -> None:
+    seen = Leaps()
+    now.wall += step
+    seen.look(5)
+    assert seen.seconds(5) == counted
+
+
 def test_a_leap_counts_for_the_rows_that_were_there_before_it(now: Time) -> None:
     seen = Leaps()
     now.wall += YEARS
@@ -47,7 +56,19 @@ def test_a_leap_counts_for_the_rows_that_were_there_before_it(now: Time) -> None
     assert [seen.seconds(row_id) for row_id in (5, 6, 8, 9)] == [YEARS + 3600, 3600, 3600, 0]
 
 
-@pytest.mark.parametrize(("back", "left"), [(YEARS, 3600), (YEARS + 3600, 0), (YEARS * 2, 0), (YEARS - 60, 3660)])
+@pytest.mark.parametrize(
+    ("back", "left"),
+    [
+        (YEARS, 3600),
+        (YEARS + 3600, 0),
+        (YEARS * 2, 0),
+        (YEARS - 60, 3660),
+        (YEARS + 0.5, 3599.5),
+        (YEARS + 3597, 3),
+        (YEARS + 3598, 0),  # what is left would be none
+        (2, YEARS + 3600),  # as NTP moves a clock
+    ],
+)
 def test_a_leap_that_is_taken_back_is_forgotten(now: Time, back: float, left: float) -> None:
     seen = Leaps()
     for step in (3600, YEARS):
@@ -55,7 +76,7 @@ def test_a_leap_that_is_taken_back_is_forgotten(now: Time, back: float, left: fl
         seen.look(5)
     now.wall -= back
     seen.look(5)
-    assert seen.seconds(5) == pytest.approx(left)
+    assert seen.seconds(5) == left
 
 
 def test_a_clock_that_is_put_back_makes_nothing_older_either(now: Time) -> None:
@@ -65,13 +86,23 @@ def test_a_clock_that_is_put_back_makes_nothing_older_either(now: Time) -> None:
     assert seen.seconds(5) == 0
 
 
-def test_the_day_when_the_clock_is_set_for_the_first_time_is_no_leap(now: Time) -> None:
+@pytest.mark.parametrize(("before", "counted"), [(600.0, False), (CLOCK_SET_SINCE - 1, False), (CLOCK_SET_SINCE, True)])
+def test_the_day_when_the_clock_is_set_for_the_first_time_is_no_leap(now: Time, before: float, counted: bool) -> None:
     """What came before is dated then, and is as old as that says."""
-    now.wall = 600.0
+    now.wall = before
     seen = Leaps()
     now.wall = NOW
     seen.look(5)
-    assert seen.seconds(5) == 0
+    assert seen.seconds(5) == (NOW - before) * counted
+
+
+def test_a_suspended_machine_leaps_only_where_the_system_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.CLOCK_BOOTTIME", 7, raising=False)
+    monkeypatch.setattr("time.clock_gettime", {7: 86_400.0}.__getitem__)
+    monkeypatch.setattr("time.monotonic", lambda: 60.0)
+    assert leaps._steady_seconds() == 86_400
+    monkeypatch.delattr("time.CLOCK_BOOTTIME")
+    assert leaps._steady_seconds() == 60
 
 
 def test_of_many_leaps_the_last_are_remembered(now: Time) -> None:
