@@ -1,8 +1,8 @@
 """The newest rows, while nobody has taken them: what was in memory a moment ago need not be read from the file again.
 
-A copy only: every row here is in the file, or in the transaction under way. It holds the rows behind the cursor without
-a gap or nothing at all, so it is given up as soon as there are more than fit (a backlog), one of them is given up, or a
-transaction is undone. Pure; holds its part of I5.
+A copy only: every row here is in the file, or in the transaction under way. It holds the last rows without a gap, and
+serves from when the cursor comes to the first of them. It is given up if one of them is, if a transaction is undone,
+or if the cursor is so far behind that it will not be here soon (an outage). Pure; holds its part of I5.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from bridge.disk_queue.rows import NewRow
 from bridge.message import CLOCK_SET_SINCE, Row, new_row
 
 _BYTES_MAX = 8 << 20  # some groups and batches
+_FAR_BYTES = _BYTES_MAX  # waiting in the file before them
 
 
 class Recent:
@@ -26,17 +27,24 @@ class Recent:
     def add(self, rows: Sequence[NewRow], newest: int, cursor: int) -> None:
         """Hear of rows that were stored, of which `newest` is the last id."""
         first = newest - len(rows) + 1
-        behind = self._rows[-1].row_id if self._rows else cursor
         events = [row.data for row in rows]
-        self._bytes += sum(map(len, events))
-        if behind + 1 != first or self._bytes > _BYTES_MAX or not all(map(_stays_as_it_is, rows)):
+        size_bytes = sum(map(len, events))
+        is_far = (first - 1 - cursor) * size_bytes > _FAR_BYTES * len(rows)  # as if those before were of their size
+        if is_far or not all(map(_stays_as_it_is, rows)):
             self.clear()
             return
+        if self._rows and self._rows[-1].row_id + 1 != first:
+            self.clear()
         self._rows.extend(map(new_row, zip(range(first, newest + 1), events, strict=True)))
+        self._bytes += size_bytes
+        while self._bytes > _BYTES_MAX:
+            self._drop_first()
 
     def take(self, cursor: int, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
         """Take the rows behind the cursor, at most so many and (but for the first) so many bytes; () if unknown."""
         rows = self._rows
+        while rows and rows[0].row_id <= cursor:  # read from the file meanwhile
+            self._drop_first()
         if not rows or rows[0].row_id != cursor + 1:
             return ()
         taken: list[Row] = []
@@ -50,6 +58,9 @@ class Recent:
             rows.popleft()
         self._bytes -= sum([len(row.data) for row in taken])
         return tuple(taken)
+
+    def _drop_first(self) -> None:
+        self._bytes -= len(self._rows.popleft().data)
 
     def clear(self) -> None:
         """Know nothing."""

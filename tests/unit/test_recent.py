@@ -1,4 +1,4 @@
-"""The newest rows in memory: without a gap behind the cursor or not at all, and bounded (I5)."""
+"""The newest rows in memory: without a gap, served from when the cursor comes to them, and bounded (I5)."""
 
 from __future__ import annotations
 
@@ -41,17 +41,30 @@ def test_a_batch_is_bounded_in_messages_and_but_for_the_first_in_bytes(
     assert [row.row_id for row in recent.take(count, 10, 100)] == list(range(count + 1, 5))
 
 
-def test_only_the_rows_right_behind_the_cursor_are_known() -> None:
+def test_only_the_rows_right_behind_the_cursor_are_served() -> None:
     assert holding(b"a", cursor=6).take(5, 10, 100) == ()
     assert holding(b"a", cursor=6).take(7, 10, 100) == ()
 
 
-def test_rows_behind_others_that_are_only_in_the_file_are_not_held() -> None:
+def test_rows_behind_others_that_are_only_in_the_file_are_served_once_the_cursor_is_there() -> None:
     recent = Recent()
     recent.add(rows(b"c", b"d"), 4, 0)
-    assert recent.take(2, 10, 100) == ()
     recent.add(rows(b"e"), 5, 0)
-    assert recent.take(4, 10, 100) == ()
+    assert recent.take(1, 10, 100) == ()
+    assert recent.take(2, 2, 100) == (Row(3, b"c"), Row(4, b"d"))
+    recent.add(rows(b"f", b"g"), 7, 4)
+    assert recent.take(5, 10, 100) == (Row(6, b"f"), Row(7, b"g")), "the file gave 5"
+
+
+@pytest.mark.parametrize(("cursor", "is_held"), [(0, True), (6, True), (7, False)])
+def test_where_far_more_waits_in_the_file_nothing_is_held(
+    monkeypatch: pytest.MonkeyPatch, cursor: int, is_held: bool
+) -> None:
+    monkeypatch.setattr(recent_module, "_FAR_BYTES", 12)
+    recent = Recent()
+    recent.add(rows(b"aa", b"bb"), 2, 0)
+    recent.add(rows(b"cc", b"dd"), 4 + cursor, 2)
+    assert recent.take(2 + cursor, 10, 100) == ((Row(3 + cursor, b"cc"), Row(4 + cursor, b"dd")) if is_held else ())
 
 
 @pytest.mark.parametrize("newest", [3, 5])
@@ -62,12 +75,13 @@ def test_at_a_gap_everything_is_given_up(newest: int) -> None:
     assert recent.take(0, 10, 100) == ()
 
 
-@pytest.mark.parametrize(("bytes_max", "count"), [(4, 3), (3, 0)])
-def test_more_than_there_is_room_for_is_given_up(monkeypatch: pytest.MonkeyPatch, bytes_max: int, count: int) -> None:
+@pytest.mark.parametrize(("bytes_max", "first"), [(4, 1), (3, 2), (2, 2), (1, 3), (0, 4)])
+def test_the_oldest_are_given_up_for_want_of_room(monkeypatch: pytest.MonkeyPatch, bytes_max: int, first: int) -> None:
     monkeypatch.setattr(recent_module, "_BYTES_MAX", bytes_max)
     recent = holding(b"aa", b"b")
     recent.add(rows(b"c"), 3, 0)
-    assert len(recent.take(0, 10, 100)) == count
+    assert recent.take(first - 2, 10, 100) == ()
+    assert [row.row_id for row in recent.take(first - 1, 10, 100)] == list(range(first, 4))
 
 
 @pytest.mark.parametrize("taken", [True, False])
