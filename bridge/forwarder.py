@@ -368,7 +368,7 @@ class _Lane(Generic[PreparedT]):
                 self._ask()
             if self._coming and self.agenda.is_idle:
                 await asyncio.wait({posting, self._coming[1]}, return_when=asyncio.FIRST_COMPLETED)
-        if self._coming and self._coming[1].done():
+        if self._coming and self._coming[1].done() and not self._coming[1].exception():
             await self._fetch()
         batch = self.agenda.peek(self._destination.limits)
         if batch and not (self._ahead and self._ahead[0] == batch):

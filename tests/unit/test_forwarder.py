@@ -19,7 +19,7 @@ from bridge.batch import Batch
 from bridge.config.settings import UploadSettings
 from bridge.errors import DiskFullError
 from bridge.events import CloudAnswered, CloudFailed, CloudPaused, Delivered, Event
-from bridge.forwarder import Forwarder
+from bridge.forwarder import DISK_RETRY_SECONDS, Forwarder
 from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, head, head_middle, tail
 from bridge.verdict import Reply
 
@@ -235,6 +235,25 @@ async def test_an_answer_does_not_wait_for_the_rows_that_were_asked_for_meanwhil
         may_come.set()
         await scene.until(lambda: scene.outbox.is_settled)
     assert scene.outbox.acked == list(range(200))
+
+
+async def test_an_answer_does_not_wait_for_a_full_disk_that_gives_no_rows() -> None:
+    scene = Scene(60, ok, batch_messages=10)
+    take, refused_at = scene.outbox.take, list[int]()
+
+    async def full_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+        if len(scene.outbox.takes) == 1 and not refused_at:
+            refused_at.append(len(scene.outbox.acked))
+            raise DiskFullError("full")
+        return await take(messages_max, bytes_max)
+
+    scene.outbox.take = full_disk  # type: ignore[method-assign]
+    async with scene.running():
+        await scene.until(lambda: len(scene.outbox.acked) == 10)
+        assert (refused_at, scene.slept) == ([0], [])
+        await scene.until(lambda: scene.outbox.is_settled)
+    assert scene.outbox.acked == list(range(60))
+    assert scene.slept[0] == DISK_RETRY_SECONDS
 
 
 async def test_rows_are_asked_for_before_the_last_ones_are_out_but_not_in_an_outage() -> None:
