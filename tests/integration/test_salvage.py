@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Report, Salvager, open_queue, repair, verify, write_report
-from bridge.disk_queue.aside import ASIDE_PREFIX, BROKEN_KEPT, WHOLE_KEPT, asides, delete_surplus, pending, set_aside
+from bridge.disk_queue.aside import ASIDE_PREFIX, asides, delete_surplus, pending, set_aside
 from bridge.disk_queue.pages import Pages, read_wal
 from bridge.disk_queue.queue import SPAN_ROWS_MIN
 from bridge.errors import QueueDamagedError, QueueUnusableError
@@ -343,7 +343,7 @@ def test_a_message_that_came_again_before_its_row_was_back_is_there_once(tmp_pat
 def test_a_bounded_number_of_damaged_files_is_kept_and_none_goes_before_its_salvage(tmp_path: Path) -> None:
     """I5: the newest of each kind stay; a file without a report has rows that may still be read."""
     made: list[Path] = []
-    for number in range(2 * (WHOLE_KEPT + BROKEN_KEPT) + 1):
+    for number in range(17):
         made.append(tmp_path / f"{ASIDE_PREFIX}202601{number:02}T000000Z")
         for suffix in ("", "-wal", "-mark"):
             Path(f"{made[-1]}{suffix}").write_bytes(b"damaged")
@@ -352,7 +352,7 @@ def test_a_bounded_number_of_damaged_files_is_kept_and_none_goes_before_its_salv
             write_report(made[-1], Report(made[-1].name, 1, 1, 0, lost, lost))
     whole, broken = made[2::2], made[1::2]
     deleted = delete_surplus(tmp_path)
-    surplus = whole[:-WHOLE_KEPT] + broken[:-BROKEN_KEPT]
+    surplus = whole[:-3] + broken[:-5]  # docs/REPAIR.md
     assert [report.file for report in deleted] == [aside.name for aside in surplus]
     assert set(asides(tmp_path)) == set(made) - set(surplus)
     assert pending(tmp_path) == made[:1]
