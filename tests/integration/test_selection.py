@@ -116,6 +116,8 @@ def test_why_a_row_died_is_forgotten_with_the_row(disk_queue: DiskQueue) -> None
         b'{"command":"list","selection":{"states":["gone"]},"after":0}',
         b'{"command":"list","selection":{"topic":"#/a"},"after":0}',
         b'{"command":"list","selection":{},"after":"x"}',
+        b'{"command":"list","selection":{},"after":-1}',
+        b'{"command":"list","selection":{},"after":9223372036854775808}',
     ],
 )
 def test_a_request_that_makes_no_sense_never_reaches_the_disk(line: bytes) -> None:
@@ -138,6 +140,8 @@ def test_a_request_is_read_as_it_was_written() -> None:
     empty = Request.of("discard", Selection())
     assert empty.selection == Selection(("ready", "dead")), "what it may be used on"
     assert Request.parse(empty.line()) == empty
+    last = Request.of("list", Selection(), after=2**63 - 1)
+    assert Request.parse(last.line()) == last, "the highest number of SQLite's"
 
 
 def test_a_command_of_another_version_is_refused() -> None:
@@ -270,6 +274,12 @@ def test_a_row_that_died_without_an_answer_is_shown_with_its_reason(disk_queue: 
     ((row,), _) = disk_queue.select(Selection(reason="crc"), 0)
     assert row.died is not None
     assert row.died[:3] == ("crc", None, 0)
+
+
+def test_what_nobody_wrote_about_a_death_counts_as_unknown(mixed: DiskQueue) -> None:
+    mixed._conn.execute("UPDATE edge_dead SET status_code = 'x', attempts = 'x', at = 'x' WHERE row_id = 3")
+    rows, _ = mixed.select(Selection(states=("dead",)), 0)
+    assert rows[0].died == ("x", None, 0, 0.0, "")
 
 
 def test_compacting_gives_all_free_pages_back_in_steps_and_says_how_much(
