@@ -116,8 +116,12 @@ def test_counts_that_are_not_those_of_the_rows_are_told_with_the_right_ones(fold
 
 
 def test_rows_wait_under_each_status_that_the_stock_library_gives_to_waiting_ones(folder: Path) -> None:
-    execute(folder, *(f"UPDATE ack_queue_default SET status = {n} WHERE _id = {n + 3}" for n in (1, 2)))  # noqa: S608
-    assert verify(folder) == SOUND._replace(rows={0: 6, 1: 1, 2: 1, 5: 1, 9: 1})
+    execute(
+        folder,
+        "UPDATE ack_queue_default SET status = 1 WHERE _id = 4",
+        "UPDATE ack_queue_default SET status = 2 WHERE _id BETWEEN 5 AND 7",
+    )
+    assert verify(folder) == SOUND._replace(rows={0: 4, 1: 1, 2: 3, 5: 1, 9: 1})
 
 
 def test_a_status_that_there_is_not_is_told_also_where_it_is_no_number(folder: Path) -> None:
