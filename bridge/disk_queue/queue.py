@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -552,10 +554,19 @@ class DiskQueue(QueueConnection):
         return stored_id
 
     def bring_forward(self, row_ids: Sequence[int]) -> None:
-        """Rows that became ready behind what was taken already: they are next."""
-        if late := [row_id for row_id in row_ids if row_id <= self._state.cursor]:
-            # one span over all of them: it is written with every change until they are taken
-            self._state = replace(self._state, returned=merged([*self._state.returned, (min(late), max(late))]))
+        """Rows that became ready behind what was taken already: they are next; batches between them stay as they were.
+
+        One span over all that no batch stands between: each is written with every change until it is taken.
+        """
+        batches = merged(self._state.returned)
+        late: dict[int, list[int]] = {}
+        for row_id in row_ids:
+            following = bisect_left(batches, row_id, key=itemgetter(1))
+            is_in_batch = following < len(batches) and batches[following][0] <= row_id
+            if row_id <= self._state.cursor and not is_in_batch:
+                late.setdefault(following, []).append(row_id)
+        spans = [(min(ids), max(ids)) for ids in late.values()]
+        self._state = replace(self._state, returned=merged([*batches, *spans]))
 
     def _twin(self, row: SavedRow) -> int | None:
         """Return the row that holds the same event of the same producer, if there is one."""

@@ -636,6 +636,18 @@ def test_rows_that_became_ready_behind_what_was_taken_are_next(queue: DiskQueue)
     assert [take(queue), take(queue)] == [[2, 4], [6]]
 
 
+def test_batches_between_rows_that_are_brought_forward_keep_their_company(queue: DiskQueue) -> None:
+    """They may have been posted, and leave again under their old key."""
+    put_many(queue, 9)
+    kill(queue, 2)
+    batches = [take(queue, 2), take(queue, 2)]
+    kill(queue, 2)
+    with queue.transaction():
+        queue.release([*batches[0], *batches[1]])
+        queue.requeue([1, 2, 7, 8])
+    assert [take(queue) for _ in range(5)] == [[1, 2], [3, 4], [5, 6], [7, 8], [9]]
+
+
 @pytest.mark.parametrize(("holds", "cursor"), [(True, 9), (False, 0)])
 def test_batches_of_a_damaged_file_leave_as_they_were(queue: DiskQueue, holds: bool, cursor: int) -> None:
     queue.withhold(holds)
