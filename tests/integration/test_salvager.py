@@ -13,6 +13,7 @@ import pytest
 from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Report, Salvager, Selection
 from bridge.disk_queue import salvage as salvage_module
 from bridge.disk_queue.mark import Mark, MarkFile
+from bridge.disk_queue.pages import Pages
 from bridge.disk_queue.rows import SavedRow
 from bridge.disk_queue.salvage import Portion, Tally
 from bridge.loss import Loss, LossReason
@@ -23,8 +24,8 @@ NOWHERE = 2**48  # where ids go on if nothing is known
 STOCK = "(_id INTEGER PRIMARY KEY AUTOINCREMENT, data BLOB, timestamp FLOAT, status INTEGER)"
 
 
-def event(number: int) -> bytes:
-    return head(f"m{number}", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b"1", is_json=True)
+def event(number: int, payload: bytes = b"1") -> bytes:
+    return head(f"m{number}", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(payload, is_json=True)
 
 
 @pytest.fixture
@@ -252,6 +253,42 @@ def test_what_is_dead_stays_dead_when_it_is_noted_as_delivered_too(file: Path) -
     assert rows_of(file)[2].status == 9
 
 
+# ---- pages that no tree leads to any more ----
+
+
+def with_a_leaf_elsewhere(folder: Path, payload_bytes: int, row_id: int, altered: bytes = b"") -> Path:
+    """A file of nine rows, of which a leaf is destroyed, and a copy of it stands where no tree leads to."""
+    queue = DiskQueue(folder, durability="crash")
+    payload = b'"%b"' % (b"x" * payload_bytes)
+    with queue.transaction():
+        queue.put_rows([NewRow(event(n, payload), 2e9) for n in range(1, 10)])
+    queue.close()
+    file = folder / FILE_NAME
+    pages = Pages(file)
+    places = pages.places(pages.roots()["ack_queue_default"])
+    (leaf,) = (place.page for place in places if place.after < row_id <= place.last)
+    content = bytes(pages.page(leaf))
+    pages.close()
+    with file.open("r+b") as opened:
+        opened.seek((leaf - 1) * len(content))
+        opened.write(bytes(len(content)))
+        opened.seek(0, 2)
+        opened.write(content.replace(altered, altered.upper()) if altered else content)
+    return file
+
+
+@pytest.mark.parametrize("payload_bytes", [3000, 800])
+def test_rows_of_a_lost_leaf_come_from_wherever_it_stands(tmp_path: Path, payload_bytes: int) -> None:
+    """One row a leaf, or some."""
+    rows = rows_of(with_a_leaf_elsewhere(tmp_path, payload_bytes, 5))
+    assert list(rows) == list(range(1, 10))
+    assert all(row.is_sound for row in rows.values())
+
+
+def test_what_no_tree_leads_to_is_believed_only_if_its_checksum_is_right(tmp_path: Path) -> None:
+    assert list(rows_of(with_a_leaf_elsewhere(tmp_path, 800, 5, b'"m5"'))) == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
 # ---- in portions ----
 
 
@@ -272,6 +309,22 @@ def test_a_portion_is_bounded_in_rows_and_in_bytes(file: Path, monkeypatch: pyte
     assert [portion[1:] for portion in found] == [(0, 4), (0, 8), (1, 0)]
     again = portions_of(file, Tally(0, 4))
     assert [[row.row_id for row in portion.rows] for portion in again] == [[5, 6, 7, 8], [9]]
+
+
+def test_the_bytes_of_each_portion_are_counted_from_its_first_row(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(salvage_module, "_PORTION_BYTES", 4 * len(event(1)) + 1)
+    found = portions_of(file, Tally())
+    assert [[row.row_id for row in portion.rows] for portion in found] == [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
+
+
+def test_a_portion_that_ends_with_a_row_without_an_id_passes_over_none_that_has_one(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(salvage_module, "_PORTION_ROWS", 1)
+    execute(file, "UPDATE ack_queue_default SET _id = -3 WHERE _id = 6")
+    found = portions_of(file, Tally())
+    assert [portion.last_id for portion in found] == [0, 1, 2, 3, 4, 5, 7, 8, 9, 0]
+    assert 1 in {row.row_id for portion in portions_of(file, Tally(0, 0)) for row in portion.rows}
 
 
 def test_what_is_read_to_the_end_is_not_read_again(file: Path) -> None:
@@ -326,6 +379,25 @@ def test_what_is_missing_is_in_the_ledger_once_however_often_it_is_finished(file
 
 def test_the_batches_in_flight_leave_together_again(file: Path, queue: DiskQueue) -> None:
     salvaged(file, queue)
+    with queue.transaction():
+        taken = [[row.row_id for row in queue.take(100, 1 << 20)] for _ in range(3)]
+    assert taken == [[3], [4, 5], [6, 7, 8, 9]]
+
+
+def test_they_do_so_too_if_nothing_left_before_all_were_back(file: Path, queue: DiskQueue) -> None:
+    queue.withhold(True)
+    salvaged(file, queue)
+    queue.withhold(False)
+    with queue.transaction():
+        taken = [[row.row_id for row in queue.take(100, 1 << 20)] for _ in range(3)]
+    assert taken == [[3], [4, 5], [6, 7, 8, 9]]
+
+
+def test_a_waiting_row_of_which_no_batch_knows_leaves_in_its_old_place(file: Path, queue: DiskQueue) -> None:
+    execute(file, "DELETE FROM edge_batch WHERE first_id = 3")
+    queue.withhold(True)
+    salvaged(file, queue)
+    queue.withhold(False)
     with queue.transaction():
         taken = [[row.row_id for row in queue.take(100, 1 << 20)] for _ in range(3)]
     assert taken == [[3], [4, 5], [6, 7, 8, 9]]
