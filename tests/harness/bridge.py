@@ -166,7 +166,10 @@ class BridgeProcess:
         """SIGKILL for the whole group, and wait until the bridge has let go of its files, also behind a wrapper."""
         with contextlib.suppress(ProcessLookupError):
             pid = self.pid
-            os.killpg(self._child.pid, signal.SIGKILL)
+            try:
+                os.killpg(self._child.pid, signal.SIGKILL)
+            except ProcessLookupError:  # forked a moment ago, and in its zygote's group still
+                os.kill(self._child.pid, signal.SIGKILL)
             wait_until(lambda: _is_gone(pid), STOP_SECONDS, "killed")
         self._child.wait(STOP_SECONDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from tests.harness import REPOSITORY, eventually, free_port, wait_until
-from tests.harness.bridge import environment
+from tests.harness.bridge import BridgeProcess, environment
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.proxy import TcpProxy
 
@@ -105,6 +106,14 @@ def test_settings_become_environment_variables() -> None:
         "BRIDGE_MQTT__TOPICS": '["x/#"]',
         "BRIDGE_UPLOAD__REQUIRE_RECEIPT": "true",
     }
+
+
+def test_a_bridge_is_killed_also_in_the_moment_of_its_birth(tmp_path: Path) -> None:
+    bridge = BridgeProcess(tmp_path, {"upload.url": "http://127.0.0.1:9/", "mqtt.port": 1})
+    for _ in range(20):
+        bridge.start()
+        bridge.kill()
+        assert bridge.exit_status == -signal.SIGKILL
 
 
 def test_the_broker_refuses_exactly_the_filters_that_it_was_told_to(tmp_path: Path, mosquitto_installed: None) -> None:
