@@ -179,7 +179,13 @@ def _stats_options(parser: Options) -> None:
 
 def _list_options(parser: Options) -> None:
     selection_options(parser)
-    parser.add_argument("--limit", type=int, metavar="ROWS", help="the first so many of them")
+    parser.add_argument("--limit", type=_rows, metavar="ROWS", help="the first so many of them")
+
+
+def _rows(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows; such as 20")
+    return min(int(text), sys.maxsize)
 
 
 def _destroying_options(parser: Options) -> None:

@@ -22,7 +22,7 @@ from bridge.loss import LossReason
 if TYPE_CHECKING:
     from bridge.config import QueueSettings
 
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)?")
+_SPAN = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*(s|min|m|h|d|w)?")  # more digits are no age; some would be infinity
 _UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 Item = dict[str, Any]

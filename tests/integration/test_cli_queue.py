@@ -128,6 +128,8 @@ def test_what_is_there_is_counted_and_selected(queue: Queue) -> None:
     assert queue.ids() == [*DELIVERED, *DEAD, *WAITING]
     assert queue.ids("--state", "dead") == queue.ids("--reason", "refused") == DEAD
     assert queue.ids("--older-than", "1h") == ["w1"]
+    assert (queue.ids("--limit", "0"), queue.ids("--limit", "2")) == ([], DELIVERED)
+    assert len(queue.ids("--limit", "1" + 30 * "0")) == 7, "more than there can be"
     assert queue.ids("--topic", "edge/+/press", "--state", "ready") == WAITING
     assert queue.ids("--id", "w2", "--id", "nobody") == ["w2"]
     (dead,) = queue.ask("list", "--id", "x1")
@@ -231,6 +233,9 @@ def test_where_nobody_can_be_asked_nothing_is_destroyed(queue: Queue) -> None:
     ("words", "error"),
     [
         (["list", "--older-than", "soon"], "'soon' is no age"),
+        (["purge", "--older-than", 400 * "9" + "d", "--yes"], "is no age"),
+        (["list", "--limit", "-1"], "'-1' is no number of rows"),
+        (["list", "--limit", "ten"], "'ten' is no number of rows"),
         (["list", "--topic", "a/#/b"], "'#' must be a level of its own"),
         (["requeue", "--state", "delivered"], "requeue is not for delivered rows"),
         (["discard", "--yes"], "discard wants to know which rows"),
