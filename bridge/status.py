@@ -376,7 +376,11 @@ def tree(status: Status, now: Now) -> Tree:
     """Return the status object: exactly what docs/status.schema.json describes, in the order it is shown."""
     return {
         **_header(status, now),
-        "broker": {name: getattr(status.broker, name) for name in ("connected", "reconnects", "stale_confirms")},
+        "broker": {
+            "connected": status.broker.connected and not status.stopping,  # the last that is retained says so for long
+            "reconnects": status.broker.reconnects,
+            "stale_confirms": status.broker.stale_confirms,
+        },
         "cloud": _cloud_tree(status.cloud, now),
         "queue": _queue_tree(status),
         "disk": _disk_tree(status),

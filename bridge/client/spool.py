@@ -32,7 +32,6 @@ class Spool:
     """Open it on the event loop that uses it. `waiting`: messages that the bridge is not known to have."""
 
     def __init__(self, folder: Path, source_name: str, bytes_max: int) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._source_name = source_name
         self._lock = FolderLock(folder)
         try:

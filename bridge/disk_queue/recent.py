@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from bridge.disk_queue.rows import NewRow
 from bridge.message import CLOCK_SET_SINCE, Row, new_row
 
-_BYTES_MAX = 8 << 20  # some groups and batches
+_BYTES_MAX = 6 << 20  # some groups and batches
 _FAR_BYTES = _BYTES_MAX  # waiting in the file before them
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import orjson
+import pytest
 
 from bridge.client import PredictionClient, State
 from bridge.disk_queue import DiskQueue
+from bridge.errors import QueueUnusableError
 from tests.harness import eventually
 from tests.harness.stage import Stage
 
@@ -36,3 +38,13 @@ async def test_the_spool_is_emptied_by_the_bridges_receipts_alone(stage: Stage, 
         assert receipt.state is State.DELIVERED
     frames = [orjson.loads(arrivals[0].data)["data"]["frame"] for arrivals in stage.cloud.stored.values()]
     assert frames == [str(n) for n in range(301)]
+
+
+async def test_a_spool_that_cannot_be_made_is_told_as_a_bridges_queue_is(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "spool"):
+        with pytest.raises(QueueUnusableError, match="cannot be used") as told:
+            async with PredictionClient(device_id="press-4", spool=folder):
+                pass
+        assert told.value.hint

@@ -147,6 +147,11 @@ def test_a_stopping_bridge_is_offline_whatever_else_is_true() -> None:
     assert (leaf(stopping, "state"), leaf(stopping, "reason")) == ("offline", "stopping")
 
 
+def test_the_last_words_of_a_bridge_do_not_say_that_it_is_connected() -> None:
+    assert leaf(status(), "broker/connected") is True
+    assert leaf(status(Stopping()), "broker/connected") is False
+
+
 def test_a_refused_filter_is_held_against_the_bridge_only_once() -> None:
     twice = status(SubscriptionRefused("a/#", "no"), SubscriptionRefused("a/#", "still no"))
     assert leaf(twice, "reason") == "subscription a/# refused: still no"
