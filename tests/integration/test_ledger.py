@@ -218,8 +218,9 @@ def test_many_expired_rows_are_given_up_in_bounded_steps(
 ) -> None:
     monkeypatch.setattr("bridge.disk_queue.queue._EXPIRED_MAX", 10)
     put_expiring(disk_queue, *[NOW - 1] * 25, None)
-    assert [take(disk_queue), disk_queue.has_ready] == [[], True]
-    assert [take(disk_queue), disk_queue.has_ready] == [[], True]
+    for expired in (10, 20):
+        assert [take(disk_queue), disk_queue.has_ready] == [[], True]
+        assert disk_queue.ledger.totals() == {"expired": expired}
     assert [take(disk_queue), disk_queue.has_ready] == [["m25"], False]
     assert disk_queue.ledger.totals() == {"expired": 25}
 
@@ -236,6 +237,15 @@ def test_a_clock_that_is_put_forward_expires_nothing_and_makes_nothing_too_old(
     put_expiring(disk_queue, now + jump_seconds - 1, received_at=now + jump_seconds)  # it came after, and is too late
     assert take(disk_queue)[:3] == ["m0", "m1", "m2"]
     assert disk_queue.ledger.totals() == {"expired": 1}
+
+
+def test_nothing_expires_either_if_it_is_taken_first_after_the_clock_was_put_forward(
+    disk_queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    put_expiring(disk_queue, now + 30, received_at=now - 5)
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    assert take(disk_queue) == ["m0"]
 
 
 # ---- what the cloud is told -----------------------------------------------------------------------------------------

@@ -102,6 +102,16 @@ def test_from_where_on_the_clock_was_unset_is_noted_at_the_first_row(
     assert queue.note("clock_unset_from_row") == note
 
 
+def test_a_step_of_putting_times_right_ends_with_the_row_that_exceeds_its_bytes(
+    queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_module, "_REDATE_BYTES", 2 * SIZE)
+    put(queue, *(new(number, SET - 1) for number in range(1, 6)))
+    with queue.transaction():
+        assert queue.put_times_right()
+    assert queue.note("clock_unset_from_row") == "4"
+
+
 # ---- take ----
 
 
@@ -134,6 +144,18 @@ def test_a_batch_that_became_too_large_for_its_bounds_leaves_in_parts(queue: Dis
     with queue.transaction():
         queue.release(first)
     assert [take(queue, 3), take(queue), take(queue)] == [[1, 2, 3], [4], [5]]
+
+
+def test_a_part_of_such_a_batch_that_is_released_leaves_alone(queue: DiskQueue) -> None:
+    """It was posted as it left, and has its own key."""
+    put_many(queue, 5)
+    first = take(queue)
+    with queue.transaction():
+        queue.release(first)
+    part = take(queue, 3)
+    with queue.transaction():
+        queue.release(part)
+    assert [take(queue), take(queue)] == [[1, 2, 3], [4, 5]]
 
 
 def test_released_rows_leave_first_each_in_its_old_company(queue: DiskQueue) -> None:
