@@ -36,11 +36,11 @@ _HISTORY_MAX = 10_000  # publications: half a day at one every five seconds
 Source = Callable[[], AsyncGenerator[bytes, None]]
 
 
-async def first(source: Source) -> bytes | None:
+async def first(source: Source, limit_seconds: float = ANSWER_SECONDS) -> bytes | None:
     """Return what is retained; None if nothing comes in time."""
     async with aclosing(source()) as publications:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(limit_seconds):
                 return await anext(publications, None)
         except TimeoutError:
             return None

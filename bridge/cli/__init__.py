@@ -24,7 +24,7 @@ from bridge.errors import BridgeError, OperatorError, shortage
 
 INTERRUPTED = 130  # as shells report SIGINT
 PIPE_CLOSED = 141  # as shells report SIGPIPE
-_GC_ALLOCATIONS = 20_000  # rows on their way are many and in no cycle: Python's 700 would have it look all the time
+GC_ALLOCATIONS = 20_000  # rows on their way are many and in no cycle: Python's 700 would have it look all the time
 
 
 class Command(NamedTuple):
@@ -110,7 +110,7 @@ def _run(arguments: list[str]) -> int:
     command = _BY_NAME.get(first)
     if command is None:
         raise _no_command(first)
-    gc.set_threshold(_GC_ALLOCATIONS, 10, 10)  # before the imports: they too make much that stays
+    gc.set_threshold(GC_ALLOCATIONS, 10, 10)  # before the imports: they too make much that stays
     module = importlib.import_module(f"bridge.cli.{command.module}")
     parser = Parser(
         prog=f"edge-bridge {first}",

@@ -293,7 +293,7 @@ def _unsalvaged(folder: Path) -> tuple[str, ...]:
 
 async def _bridge_side(settings: Settings) -> list[Line]:
     """Judge what a running bridge says of itself; where none runs, or its broker says nothing, there is no line."""
-    if holder_of(settings.queue.path) is None:
+    if await _looked(lambda: holder_of(settings.queue.path), _none) is None:
         return []
     payload = await retained_status(settings, _VISIT_SECONDS)
     try:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 from bridge.broker import Publisher, watch_topic
 from bridge.config import Settings
@@ -18,6 +19,7 @@ from bridge.doctor.judge import AtBroker, Granted
 from bridge.errors import BridgeError, FaultError, OperatorError
 from bridge.events import Event, SubscriptionGranted, SubscriptionRefused
 from bridge.message import Publish
+from bridge.monitor import first
 from bridge.topics import unshared
 from bridge.wire import TooLarge
 
@@ -107,10 +109,6 @@ def _for_a_guest(topic_filter: str, mark: str) -> str:
 async def retained_status(settings: Settings, limit_seconds: float) -> bytes:
     """Return what the bridge last said of itself, as it is retained at the broker; b"" if nothing can be had."""
     try:
-        async with (
-            asyncio.timeout(limit_seconds),
-            contextlib.aclosing(watch_topic(settings.mqtt, settings.status.topic)) as publications,
-        ):
-            return await anext(publications)
-    except (BridgeError, TimeoutError):
+        return await first(partial(watch_topic, settings.mqtt, settings.status.topic), limit_seconds) or b""
+    except BridgeError:
         return b""
