@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from bridge.cli import GC_ALLOCATIONS
 from bridge.config import Settings
 from bridge.control import Control
 from bridge.disk_queue import DiskQueue, FolderLock, NewRow
@@ -98,7 +99,7 @@ def measure(folder: Path, command: str, stdin: Path | None = None) -> Measured:
 
 async def measure_live(folder: Path, commands: list[str]) -> dict[str, Measured]:
     """Run the commands through a control socket, as a bridge has one."""
-    gc.set_threshold(20_000, 10, 10)  # as `edge-bridge run` has it
+    gc.set_threshold(GC_ALLOCATIONS, 10, 10)  # as every command has it
     settings = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "queue": {"path": folder}})
     lock = FolderLock(folder)
     disk = DiskThread(DiskQueue(folder, durability="crash"), keep_seconds=1e9, keep_messages=10**9)

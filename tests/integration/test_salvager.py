@@ -384,23 +384,22 @@ def test_the_batches_in_flight_leave_together_again(file: Path, queue: DiskQueue
     assert taken == [[3], [4, 5], [6, 7, 8, 9]]
 
 
-def test_they_do_so_too_if_nothing_left_before_all_were_back(file: Path, queue: DiskQueue) -> None:
+def salvaged_behind_a_hold(file: Path, queue: DiskQueue) -> list[list[int]]:
+    """Salvage while nothing leaves; return what leaves together afterwards."""
     queue.withhold(True)
     salvaged(file, queue)
     queue.withhold(False)
     with queue.transaction():
-        taken = [[row.row_id for row in queue.take(100, 1 << 20)] for _ in range(3)]
-    assert taken == [[3], [4, 5], [6, 7, 8, 9]]
+        return [[row.row_id for row in queue.take(100, 1 << 20)] for _ in range(3)]
+
+
+def test_they_do_so_too_if_nothing_left_before_all_were_back(file: Path, queue: DiskQueue) -> None:
+    assert salvaged_behind_a_hold(file, queue) == [[3], [4, 5], [6, 7, 8, 9]]
 
 
 def test_a_waiting_row_of_which_no_batch_knows_leaves_in_its_old_place(file: Path, queue: DiskQueue) -> None:
     execute(file, "DELETE FROM edge_batch WHERE first_id = 3")
-    queue.withhold(True)
-    salvaged(file, queue)
-    queue.withhold(False)
-    with queue.transaction():
-        taken = [[row.row_id for row in queue.take(100, 1 << 20)] for _ in range(3)]
-    assert taken == [[3], [4, 5], [6, 7, 8, 9]]
+    assert salvaged_behind_a_hold(file, queue) == [[3], [4, 5], [6, 7, 8, 9]]
 
 
 @pytest.mark.parametrize("last", ["NULL", "'x'", "-1", "5", f"{9 + SKIPPED}"])
