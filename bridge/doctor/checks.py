@@ -293,10 +293,18 @@ def _unsalvaged(folder: Path) -> tuple[str, ...]:
 
 async def _bridge_side(settings: Settings) -> list[Line]:
     """Judge what a running bridge says of itself; where none runs, or its broker says nothing, there is no line."""
-    if await _looked(lambda: holder_of(settings.queue.path), _none) is None:
+    if not await _looked(lambda: _runs(settings.queue.path), lambda _why: False):
         return []
     payload = await retained_status(settings, _VISIT_SECONDS)
     try:
         return [judge.bridge(parse(payload, settings.status.topic))] if payload else []
     except BridgeError as error:
         return [warn("bridge", error.message, error.hint)]
+
+
+def _runs(folder: Path) -> bool:
+    """Tell whether a bridge listens there; the process id in its lock stays behind when it ends."""
+    conversation = connect(folder)
+    if conversation:
+        conversation.close()
+    return conversation is not None

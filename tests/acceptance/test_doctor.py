@@ -22,9 +22,11 @@ def test_it_looks_at_a_running_bridge_and_takes_nothing_from_it(tmp_path: Path) 
         stage.publish_numbered(5)
         stage.wait_delivered()
         bundle = tmp_path / "bundle.tar.gz"
+        command = [sys.executable, "-m", "bridge", "doctor", "--json"]
+        environment = child_environment(stage.settings | {"upload.url": stage.cloud.url})
         doctor = subprocess.Popen(
-            [sys.executable, "-m", "bridge", "doctor", "--json", "--bundle", str(bundle)],
-            env=child_environment(stage.settings | {"upload.url": stage.cloud.url}),
+            [*command, "--bundle", str(bundle)],
+            env=environment,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -40,6 +42,10 @@ def test_it_looks_at_a_running_bridge_and_takes_nothing_from_it(tmp_path: Path) 
         stage.wait_delivered()
         stage.audit().assert_kept(duplicates_max=0)
         assert stage.status["broker"]["reconnects"] == 0
+        stage.bridge.terminate()
+        assert stage.bridge.wait() == 0
+        after = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        assert "bridge" not in {line["check"] for line in json.loads(after.stdout)["lines"]}, "it is meant to be off"
     with tarfile.open(bundle) as tar:
         names = {Path(name).name for name in tar.getnames()}
     assert {"queue.json", "status.json", "log.txt", "files.txt", "configuration.json"} <= names
