@@ -10,7 +10,9 @@ Holds I5 (the queue's bounds) and its part of I9 (the ledger is written in the s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.disk_queue import DiskQueue, NewRow, ReceiptState, to_store
@@ -44,18 +46,44 @@ class Arrival(NamedTuple):
 new_arrival = partial(tuple.__new__, Arrival)  # as `new_publish`
 
 
+class Plain(NamedTuple):
+    """Messages that came in a row with nothing of their own but payload and packet id, encoded: nearly all, by columns.
+
+    No producer's id, no redelivery, no expiry, no request, and all of them to be confirmed.
+    """
+
+    events: list[bytes]
+    packet_ids: tuple[int, ...]
+    received_at: float
+    session: int
+
+
 class Echo(NamedTuple):
     """What the bridge itself published and got back: confirmed in its turn, never stored."""
 
     packet_id: int
 
 
+Item = Arrival | Plain | TooLarge | Echo
+
+
 class Group(NamedTuple):
     """What is stored and confirmed together, in order of arrival, from one connection."""
 
     epoch: int
-    items: list[Arrival | TooLarge | Echo]
+    items: list[Item]
     held_bytes: int
+
+    @property
+    def packet_ids(self) -> list[int]:
+        """What is to be confirmed, in order."""
+        ids: list[int] = []
+        for item in self.items:
+            if isinstance(item, Plain):
+                ids += item.packet_ids
+            elif item.packet_id:
+                ids.append(item.packet_id)
+        return ids
 
 
 class Outcome(NamedTuple):
@@ -95,7 +123,7 @@ class Store:
         """Store what is new of a group, within the bounds, and write down what is refused or dropped."""
         if self._noted_session != self.session:
             queue.write_note(_SESSION_NOTE, str(queue.newest_id()))
-        arrivals = [item for item in group.items if isinstance(item, Arrival)]
+        arrivals = [item for item in group.items if isinstance(item, (Arrival, Plain))]
         asked: list[_Asked] = []
         rows, duplicates, conflicts = self._new_rows(queue, group.epoch, arrivals, asked)
         if rows:
@@ -137,13 +165,17 @@ class Store:
     # --- duplicates --------------------------------------------------------------------------------------------
 
     def _new_rows(
-        self, queue: DiskQueue, epoch: int, arrivals: list[Arrival], asked: list[_Asked]
+        self, queue: DiskQueue, epoch: int, arrivals: list[Arrival | Plain], asked: list[_Asked]
     ) -> tuple[list[NewRow], int, list[tuple[str, str]]]:
-        known = queue.find_events((a.event_id for a in arrivals if a.event_id), fingerprint_of)
+        own_ids = (each.event_id for each in arrivals if isinstance(each, Arrival) and each.event_id)
+        known = queue.find_events(own_ids, fingerprint_of)
         rows: list[NewRow] = []
         conflicts: list[tuple[str, str]] = []
         duplicates = 0
         for arrival in arrivals:
+            if isinstance(arrival, Plain):
+                rows += self._plain_rows(arrival)
+                continue
             topic, own_id, made_id, data, received_at, packet_id, dup, session, expires_at, request = arrival
             if dup and (stored := self._stored_before(queue, epoch, arrival)):
                 duplicates += 1
@@ -167,6 +199,11 @@ class Store:
             if request:
                 asked.append(_Asked(request, own_id or made_id.decode(), rows[-1], None))
         return rows, duplicates, conflicts
+
+    def _plain_rows(self, plain: Plain) -> Iterable[NewRow]:
+        events, packet_ids, received_at, session = plain
+        known_ids = packet_ids if session == self.session else repeat(None)
+        return map(to_store, zip(events, repeat(received_at), known_ids, repeat(None), repeat(None), strict=False))
 
     def _stored_before(self, queue: DiskQueue, epoch: int, arrival: Arrival) -> Row | None:
         """Return the row that a redelivery is of, if we have it and only its confirmation was lost.

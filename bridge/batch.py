@@ -96,13 +96,21 @@ def body(batch: Batch, body_format: Format) -> bytes:
     """Return the body of the POST, uncompressed."""
     match body_format:
         case "cloudevents":
-            return b"[%b]" % b",".join([row.data for row in batch.rows])
+            return _array([row.data for row in batch.rows])
         case "json":
-            return b"[%b]" % b",".join(payload_json(row.data) for row in batch.rows)
+            return _array([payload_json(row.data) for row in batch.rows])
         case "ndjson":
             return b"\n".join([*[row.data for row in batch.rows], b""])
         case never:
             assert_never(never)
+
+
+def _array(elements: list[bytes]) -> bytes:
+    """Return a JSON array. One join and no other copy: to copy half a megabyte once more takes ten times as long."""
+    if elements:
+        elements[0] = b"[" + elements[0]
+        elements[-1] += b"]"
+    return b",".join(elements) or b"[]"
 
 
 def content_type(body_format: Format) -> str:

@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from bridge.admission import Arrival, Echo, Group, Outcome, Store, new_arrival
+from bridge.admission import Arrival, Echo, Group, Item, Outcome, Plain, Store, new_arrival
 from bridge.clock import Boot
 from bridge.disk_queue import DiskQueue
 from bridge.errors import PassingError
@@ -36,10 +36,12 @@ from bridge.message import (
     ID_CHARACTERS_MAX,
     Publish,
     Request,
+    are_plain_json,
     event,
     head_end,
     head_middle,
     json_event,
+    json_events,
     parse_json,
     producer_id,
     tail,
@@ -54,7 +56,8 @@ if TYPE_CHECKING:
     from bridge.config import IntakeSettings, QueueSettings
 
 _HELD_BYTES_MAX = 16 << 20  # unconfirmed payload bytes in memory; above, the socket is not read
-_GROUP_MESSAGES_MAX = 65_535  # no window is larger
+_GROUP_MESSAGES_MAX = 2000  # or `intake.batch_messages`: while a larger one is stored, the uploader runs out of rows
+_PLAIN_MIN = 16  # messages in a row, from which on it pays to look at them by columns
 _REDELIVERY_ROWS = 32_768  # half the packet ids: Mosquitto 2.0.11 had five windows unconfirmed after reconnects
 _RETRY_SECONDS = 0.5  # between tries to store a group that the disk or a bound refused
 _TOPICS_MAX = 4096  # topics whose encoded form is remembered ...
@@ -107,15 +110,17 @@ class Intake:
         self._source_name, self._own_trees = source_name, own_trees
         self._payload_bytes_max = intake.max_payload_bytes
         self._id_fields = tuple(intake.id_fields)
-        self._group_messages_max = bounds.max_messages or _GROUP_MESSAGES_MAX
+        self._id_names = frozenset((*self._id_fields, "id"))
+        group_max = max(intake.batch_messages, _GROUP_MESSAGES_MAX)
+        self._group_messages_max = min(group_max, bounds.max_messages or group_max)
         self._store = Store(bounds, window=_REDELIVERY_ROWS)
         self._ids = random_bits(74)
         self._middles: dict[str, bytes] = {}
         self._ends: dict[str, bytes] = {}  # of the topics of what is being received: one time for all of it
         self._time = ""
-        self._pending: list[Arrival | TooLarge | Echo] = []
+        self._pending: list[Item] = []
         self._pending_epoch = 0
-        self._pending_bytes = 0
+        self._pending_messages = self._pending_bytes = 0
         self._closed_groups: list[Group] = []
         self._held_bytes = 0
         self._arrived, self._full, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -141,18 +146,37 @@ class Intake:
         is_set = now >= CLOCK_SET_SINCE
         self._time = time_text(now) if is_set else unset_time_text(now, self._boot.id, self._boot.seconds())
         self._ends.clear()
-        pending, held_before = self._pending, self._pending_bytes
-        for message, made_id in zip(messages, self._made_ids(len(messages), now), strict=True):
-            pending.append(self._admit(message, made_id, now))
+        held_before, made_ids = self._pending_bytes, self._made_ids(len(messages), now)
+        if plain := self._admit_plain(messages, made_ids, now):
+            self._pending.append(plain)
+        else:
+            self._pending += [self._admit(*each, now) for each in zip(messages, made_ids, strict=True)]
+        self._pending_messages += len(messages)
         self._held_bytes += self._pending_bytes - held_before
         self._idle.clear()
         self._arrived.set()
-        if len(self._pending) >= self._settings.batch_messages:
+        if self._pending_messages >= self._settings.batch_messages:
             self._full.set()
         self._emit(Received(len(messages), sum([len(each.payload) for each in messages if isinstance(each, Publish)])))
         if self._held_bytes > _HELD_BYTES_MAX and self.source:
             self._holds_back = True
             self.source.pause_reading()
+
+    def _admit_plain(self, messages: Sequence[Publish | TooLarge], made_ids: list[bytes], now: float) -> Plain | None:
+        """Admit all of them by columns, to the same end as one by one; None if any of them is not plain."""
+        count = len(messages)
+        if not _PLAIN_MIN <= count <= self._group_messages_max or TooLarge in set(map(type, messages)):
+            return None
+        topics, payloads, packet_ids, dups, *others = zip(*messages, strict=True)
+        if 0 in packet_ids or True in dups or any(column.count(None) != count for column in others):
+            return None
+        ends = {topic: self._ends.get(topic) or self._end(topic) for topic in set(topics)}
+        is_plain = all(ends.values()) and max(map(len, payloads)) <= self._payload_bytes_max
+        if not is_plain or not are_plain_json(payloads, self._id_names):
+            return None
+        events = json_events(made_ids, map(ends.__getitem__, topics), payloads)
+        self._pending_bytes += sum(map(len, events))
+        return Plain(events, packet_ids, now, self._store.session)
 
     def _admit(self, message: Publish | TooLarge, made_id: bytes, now: float) -> Arrival | TooLarge | Echo:
         if isinstance(message, TooLarge):
@@ -217,10 +241,10 @@ class Intake:
 
     def _close_group(self) -> None:
         if self._pending:
-            self._closed_groups += _cut(
-                Group(self._pending_epoch, self._pending, self._pending_bytes), self._group_messages_max
-            )
-            self._pending, self._pending_bytes = [], 0
+            group = Group(self._pending_epoch, self._pending, self._pending_bytes)
+            is_large = self._pending_messages > self._group_messages_max
+            self._closed_groups += _cut(group, self._group_messages_max) if is_large else [group]
+            self._pending, self._pending_messages, self._pending_bytes = [], 0, 0
 
     def _forget_stale(self) -> None:
         """Give up groups of lost connections if too much is held: they were not confirmed, so they come again.
@@ -259,7 +283,7 @@ class Intake:
             self._arrived.clear()
             await self._arrived.wait()
         if not self._closed_groups:
-            if len(self._pending) < self._settings.batch_messages:
+            if self._pending_messages < self._settings.batch_messages:
                 self._full.clear()
                 await _wait_at_most(self._full, self._settings.linger_ms / 1000)
             self._close_group()
@@ -283,7 +307,7 @@ class Intake:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _confirm(self, group: Group) -> None:
-        packet_ids = [item.packet_id for item in group.items if item.packet_id]
+        packet_ids = group.packet_ids
         if packet_ids and self.source and not self.source.confirm(packet_ids, group.epoch):
             self._emit(Withheld(len(packet_ids)))
         self._held_bytes -= group.held_bytes
@@ -306,20 +330,25 @@ def _held_bytes(data: bytes, request: Request | None) -> int:
 
 
 def _cut(group: Group, messages_max: int) -> list[Group]:
-    """Divide a group that is larger than a bound of the queue: it would never fit as a whole."""
-    parts = [group.items[at : at + messages_max] for at in range(0, len(group.items), messages_max)]
+    """Divide a group into such that have at most so many messages."""
+    parts: list[list[Item]] = [[]]
+    room = messages_max
+    for item in group.items:
+        messages = len(item.events) if isinstance(item, Plain) else 1
+        if messages > room:
+            parts.append([])
+            room = messages_max
+        parts[-1].append(item)
+        room -= messages
     held = [group.held_bytes, *[0] * (len(parts) - 1)][::-1]  # given back with the last part
     return [Group(group.epoch, part, held_bytes) for part, held_bytes in zip(parts, held, strict=True)]
 
 
 def _without_redelivery(group: Group) -> Group:
     """Return what is left of a group if all that the broker will send again is given up."""
-    left = [item for item in group.items if not item.packet_id]
-    return Group(
-        group.epoch,
-        left,
-        sum(_held_bytes(item.data, item.request) for item in left if isinstance(item, Arrival)),
-    )
+    left: list[Item] = [item for item in group.items if not isinstance(item, Plain) and not item.packet_id]
+    held_bytes = sum(_held_bytes(item.data, item.request) for item in left if isinstance(item, Arrival))
+    return Group(group.epoch, left, held_bytes)
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

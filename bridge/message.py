@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -95,6 +97,22 @@ def parse_json(payload: bytes) -> tuple[bool, Any]:
     if len(payload) > 2 * JSON_DEPTH_MAX and _may_be_deep(payload) and _depth(value) > JSON_DEPTH_MAX:
         return False, None
     return True, value
+
+
+def are_plain_json(payloads: Sequence[bytes], id_names: frozenset[str]) -> bool:
+    """Tell whether all are JSON as `parse_json` says, without line breaks, and none has a member of these names.
+
+    A quick look at many: where it says no, look at each.
+    """
+    whole = b"".join(payloads)
+    if b"\n" in whole or b"\r" in whole:
+        return False
+    if max(map(len, payloads)) > 2 * JSON_DEPTH_MAX and any(map(_may_be_deep, payloads)):
+        return False
+    try:
+        return all(map(id_names.isdisjoint, map(orjson.loads, payloads)))
+    except (orjson.JSONDecodeError, TypeError):  # TypeError: a number, or a list of what has no hash
+        return False
 
 
 def _may_be_deep(payload: bytes) -> bool:
@@ -191,6 +209,13 @@ def json_event(event_id: bytes, end: bytes, payload: bytes) -> bytes:
     return b"".join((_HEAD, event_id, end, _JSON_TAIL, payload, b"}"))
 
 
+def json_events(event_ids: Sequence[bytes], ends: Iterable[bytes], payloads: Iterable[bytes]) -> list[bytes]:
+    """Return what `json_event` makes of each of them."""
+    join = b"".join
+    columns = zip(event_ids, ends, payloads, strict=True)
+    return [join((_HEAD, event_id, end, _JSON_TAIL, payload, b"}")) for event_id, end, payload in columns]
+
+
 def with_id(data: bytes, event_id: str) -> bytes:
     """Return a stored event of ours under another id."""
     return event(event_id, data[data.index(b'","source":', len(_HEAD)) :], b"")
@@ -283,7 +308,11 @@ def uuid7s(unix_ms: int, random_74_bits: int, count: int) -> list[bytes]:
     if low + count > 1 << 48:  # once in ten billion groups
         return [uuid7(unix_ms, random_74_bits + i & (1 << 74) - 1).encode() for i in range(count)]
     same = uuid7(unix_ms, random_74_bits)[:-12].encode()
-    return [b"%b%012x" % (same, number) for number in range(low, low + count)]
+    numbers = array("Q", range(low, low + count))
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    digits = binascii.hexlify(numbers)  # 16 for each number, and the first four are zeros
+    return [same + digits[at : at + 12] for at in range(4, 16 * count, 16)]
 
 
 def adopt(stored: bytes, received_at: float, source: str, random_74_bits: int) -> bytes | None:

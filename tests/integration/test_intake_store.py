@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.admission import Arrival, Group, Outcome, Store
+from bridge.admission import Arrival, Group, Outcome, Plain, Store
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
 from bridge.disk_queue.receipts import ReceiptState
@@ -45,7 +45,7 @@ def arrival(
     return Arrival(topic, own_id, made_id.encode(), data, 1.0, packet_id, dup, session)
 
 
-def put(queue: DiskQueue, store: Store, *items: Arrival | TooLarge, epoch: int = 1) -> Outcome:
+def put(queue: DiskQueue, store: Store, *items: Arrival | Plain | TooLarge, epoch: int = 1) -> Outcome:
     with queue.transaction():
         outcome = store(queue, Group(epoch, list(items), 0))
     store.stored()
@@ -103,6 +103,27 @@ def test_a_redelivery_of_a_stored_message_without_an_id_is_recognised(disk_queue
         epoch=7,
     )
     assert (outcome.stored, outcome.duplicates) == (1, 2)
+
+
+def plain(*packet_ids: int, session: int = 0) -> Plain:
+    return Plain([arrival(b'{"n":%d}' % n).data for n in packet_ids], packet_ids, 1.0, session)
+
+
+def test_what_came_together_is_stored_in_its_place(disk_queue: DiskQueue) -> None:
+    own = arrival(b'{"prediction_id":"a"}', packet_id=3)
+    assert put(disk_queue, make_store(), plain(1, 2), own, plain(4, 5)) == Outcome(stored=5)
+    assert stored_payloads(disk_queue) == [{"n": 1}, {"n": 2}, {"prediction_id": "a"}, {"n": 4}, {"n": 5}]
+
+
+def test_a_redelivery_of_what_came_together_is_recognised_unless_the_session_was_forgotten(
+    disk_queue: DiskQueue,
+) -> None:
+    store = make_store()
+    store.session = 1
+    put(disk_queue, store, plain(1, 2, session=1), plain(3, 4, session=0))
+    again = [arrival(b'{"n":%d}' % n, packet_id=n, dup=True, session=1) for n in (1, 2, 3, 4)]
+    outcome = put(disk_queue, store, *again, epoch=3)
+    assert (outcome.stored, outcome.duplicates) == (2, 2)
 
 
 def test_a_redelivery_under_a_known_packet_id_but_another_payload_or_topic_is_stored(disk_queue: DiskQueue) -> None:

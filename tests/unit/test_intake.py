@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from bridge import intake as intake_module
-from bridge.admission import Arrival, Echo, Group, Outcome
+from bridge.admission import Arrival, Echo, Group, Outcome, Plain
 from bridge.clock import Boot
 from bridge.config import Settings
 from bridge.disk_queue import DiskQueue
@@ -96,8 +96,9 @@ class FakeBroker:
 class Bench:
     """An intake between a fake broker and a fake disk."""
 
-    def __init__(self, **settings: object) -> None:
-        parsed = Settings.model_validate({"upload": {"url": "http://127.0.0.1:1/"}, "intake": settings})
+    def __init__(self, queue: dict[str, object] | None = None, **settings: object) -> None:
+        upload = {"url": "http://127.0.0.1:1/"}
+        parsed = Settings.model_validate({"upload": upload, "intake": settings, "queue": queue or {}})
         self.wall = 1_790_000_000.0
         self.disk, self.broker, self.events = FakeDisk(), FakeBroker(), list[Event]()
         self.intake = Intake(
@@ -226,6 +227,105 @@ async def test_a_request_that_may_not_be_answered_is_told_of_and_its_message_goe
     assert [fault in event.reason for event in refused] == ([True] if fault else [])
 
 
+MANY = [Publish(f"t/{n % 3}", b'{"label":"crack","n":%d}' % n, n, dup=False) for n in range(1, 41)]
+NOT_PLAIN = [
+    Publish("t", b'{"prediction_id":"a"}', 9, dup=False),
+    Publish("t", b"no JSON", 9, dup=False),
+    Publish("t", b'{"a":\n1}', 9, dup=False),
+    Publish("t", b"17", 9, dup=False),
+    Publish("t", b"[1]", 0, dup=False),
+    Publish("t", b"[1]", 9, dup=True),
+    Publish("t", b"[1]", 9, dup=False, user_id="a"),
+    Publish("t", b"[1]", 9, dup=False, content_type="application/json"),
+    Publish("t", b"[1]", 9, dup=False, expiry_seconds=0),
+    Publish("t", b"[1]", 9, dup=False, request=Request("edge/buffer/receipts/x", b"1")),
+    Publish("t", b'"%b"' % (b"x" * 100), 9, dup=False),
+    Publish("edge/buffer/status", b"[1]", 9, dup=False),
+    TooLarge("t", 9, 1 << 30),
+]
+
+
+def pending(bench: Bench) -> list[tuple[Any, ...]]:
+    """What waits to be stored, message by message."""
+    found: list[tuple[Any, ...]] = []
+    for item in bench.intake._pending:
+        if isinstance(item, Plain):
+            columns = zip(item.events, item.packet_ids, strict=True)
+            found += [(event, packet_id, item.received_at, item.session) for event, packet_id in columns]
+        elif isinstance(item, Arrival):
+            found.append((item.data, item.packet_id, item.received_at, item.session))
+        else:
+            found.append(item)
+    return found
+
+
+@pytest.mark.parametrize("odd", [None, *NOT_PLAIN])
+def test_many_that_come_together_become_what_each_would_alone(
+    odd: Publish | TooLarge | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [*MANY[:20], *([odd] if odd else []), *MANY[20:]]
+    together, singly = (Bench(max_payload_bytes=50) for _ in range(2))
+    together.intake.receive(messages, 7)
+    monkeypatch.setattr(intake_module, "_PLAIN_MIN", 1 << 20)
+    singly.intake.receive(messages, 7)
+    assert [*map(type, together.intake._pending)] == ([Plain] if odd is None else [*map(type, singly.intake._pending)])
+    assert pending(together) == pending(singly)
+    assert together.intake._held_bytes == singly.intake._held_bytes > 0
+    assert together.events == singly.events
+
+
+async def test_what_came_together_is_confirmed_in_order_and_given_back_whole() -> None:
+    bench = Bench(linger_ms=0)
+    async with running(bench):
+        bench.intake.receive(publishes(99), 7)
+        bench.intake.receive(MANY, 7)
+        bench.intake.receive(publishes(98), 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([99, *range(1, 41), 98], 7)]
+    assert bench.intake._held_bytes == 0
+
+
+async def test_a_group_that_is_full_does_not_linger_for_more_of_those_that_came_together() -> None:
+    bench = Bench(linger_ms=60_000, batch_messages=40)
+    async with running(bench):
+        bench.intake.receive(MANY, 7)
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert bench.broker.confirmed == [([*range(1, 41)], 7)]
+
+
+@pytest.mark.parametrize(
+    ("batch_messages", "max_messages", "sizes"),
+    [(1000, 0, [2000, 2000, 1500]), (5000, 0, [5000, 500]), (1000, 1200, [1000] * 5 + [500])],
+)
+async def test_what_piled_up_is_stored_in_groups_of_bounded_size(
+    batch_messages: int, max_messages: int, sizes: list[int]
+) -> None:
+    bench = Bench(queue={"max_messages": max_messages}, linger_ms=0, batch_messages=batch_messages)
+    bench.disk.open.clear()
+    ids = [*range(1, 5501)]
+    async with running(bench):
+        for start in range(0, 5500, 500):
+            bench.intake.receive([Publish("t", b"{}", n, dup=False) for n in ids[start : start + 500]], 7)
+        bench.disk.open.set()
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert [len(group.packet_ids) for group in bench.store.groups] == sizes
+    assert [packet_id for group in bench.store.groups for packet_id in group.packet_ids] == ids
+    assert bench.intake._held_bytes == 0
+
+
+async def test_a_reconnect_gives_up_what_came_together_and_comes_again() -> None:
+    bench = Bench(linger_ms=0, max_payload_bytes=1_000_000)
+    large = [Publish("t", b'{"x":"%b"}' % (b"x" * 900_000), n, dup=False) for n in range(1, 21)]
+    bench.disk.open.clear()
+    async with running(bench):
+        bench.intake.receive(large, 7)
+        bench.intake.receive(MANY, 9)
+        bench.disk.open.set()
+        await asyncio.wait_for(bench.intake.drained(), 1)
+    assert [(group.epoch, len(group.packet_ids)) for group in bench.store.groups] == [(9, 40)]
+    assert bench.intake._held_bytes == 0
+
+
 async def test_a_conflict_is_told_of_once_a_topic() -> None:
     bench = Bench(linger_ms=0)
     bench.store.conflicts = (("t", "7"), ("t", "8"), ("u", "7"))
@@ -278,9 +378,9 @@ async def test_a_reconnect_with_much_in_hand_gives_up_what_comes_again_and_keeps
         bench.intake.receive(publishes(1, 2), 9)
         bench.disk.open.set()
         await asyncio.wait_for(bench.intake.drained(), 1)
-    assert [(group.epoch, [item.packet_id for item in group.items]) for group in bench.store.groups] == [
-        (7, [0]),
-        (9, [1, 2]),
+    assert [(group.epoch, len(group.items), group.packet_ids) for group in bench.store.groups] == [
+        (7, 1, []),
+        (9, 2, [1, 2]),
     ]
     assert not bench.broker.paused
     assert bench.intake._held_bytes == 0

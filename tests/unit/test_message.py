@@ -132,6 +132,63 @@ def test_a_bare_id_counts_if_it_is_asked_for_by_name() -> None:
     assert message.producer_id({"id": "camera-4"}, ("id",)) == "camera-4"
 
 
+FIELDS = ("prediction_id", "event_id", "message_id")
+NAMES = st.sampled_from([*FIELDS, "id", "label", "i"])
+some_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | NAMES,
+    lambda child: st.lists(child, max_size=3) | st.dictionaries(NAMES, child, max_size=3),
+    max_leaves=5,
+)
+payloads = st.lists(
+    some_json.map(orjson.dumps) | st.binary(max_size=5) | st.just(b'{"a":\r\n1}'), min_size=1, max_size=4
+)
+
+
+@given(some=payloads, names=st.sampled_from([FIELDS, (), ("i",)]))
+def test_what_is_plain_at_a_glance_is_json_in_one_line_without_an_id_of_its_own(
+    some: list[bytes], names: tuple[str, ...]
+) -> None:
+    if message.are_plain_json(some, frozenset((*names, "id"))):
+        parsed = [message.parse_json(payload) for payload in some]
+        assert all(is_json and message.producer_id(value, names) is None for is_json, value in parsed)
+        assert not any(b"\n" in payload or b"\r" in payload for payload in some)
+
+
+PLAIN = b'{"label":"crack","boxes":[[1,2],[3,4]],"by":{"id":"camera-4"}}'
+
+
+@pytest.mark.parametrize(
+    ("odd", "is_plain"),
+    [
+        (PLAIN, True),
+        (b"[]", True),
+        (b'["text"]', True),
+        (b'{"event_id":"a"}', False),
+        (b'{"id":"01ARZ3NDEKTSV4RRFFQ69G5FAV"}', False),
+        (b'{"a":\n1}', False),
+        (b'{"a":\r1}', False),
+        (b'{"a":1', False),
+        (b"\xff", False),
+        (b'{"a":%b1%b}' % (b"[" * 500, b"]" * 500), False),
+        (b'{"a":%b1%b}' % (b"[" * 499, b"]" * 499), True),
+    ],
+)
+def test_one_that_is_not_plain_makes_all_be_looked_at_one_by_one(odd: bytes, is_plain: bool) -> None:
+    for at in range(3):
+        some = [PLAIN, PLAIN]
+        some.insert(at, odd)
+        assert message.are_plain_json(some, frozenset((*FIELDS, "id"))) == is_plain
+
+
+def test_neighbours_that_are_json_only_together_are_not_plain() -> None:
+    assert not message.are_plain_json([b"[1", b"2]", b"3,4"], frozenset(("id",)))
+
+
+def test_many_events_are_those_that_single_ones_would_be() -> None:
+    ids, ends, some = [b"1", b"2"], [b'","source":1', b'","source":2'], [b"3", b"{}"]
+    assert message.json_events(ids, ends, some) == [*map(message.json_event, ids, ends, some)]
+
+
 @given(ms=st.integers(0, 2**48 - 1), bits=st.integers(0, 2**74 - 1))
 def test_our_own_ids_are_uuids_of_version_7(ms: int, bits: int) -> None:
     made = uuid.UUID(message.uuid7(ms, bits))
