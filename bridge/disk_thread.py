@@ -11,6 +11,7 @@ written back: acks and deletes go on while puts fail.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -62,8 +63,8 @@ class DiskThread:
         self._newest_seen = disk_queue.newest_id()
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
-        self._maybe_ready = asyncio.Event()
-        self._maybe_ready.set()
+        self._maybe_ready, self._ready_since = asyncio.Event(), 0.0
+        self.wake()
         self._group_started_at: float | None = None
         self._unanswered, self._moved_at = 0, time.monotonic()
         self._failed: BaseException | None = None
@@ -81,17 +82,29 @@ class DiskThread:
         self._inbox.put(_Job(verb, answer))
         return answer
 
-    async def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
-        """Take the oldest ready rows; () if there are none."""
+    async def take(self, messages_max: int, bytes_max: int, *, batch: int = 1, partly: bool = True) -> tuple[Row, ...]:
+        """Take the oldest ready rows; () if there are none.
+
+        `batch`, `partly`: as `DiskQueue.take` says.
+        """
+        since = self._ready_since if self._maybe_ready.is_set() else math.inf
         self._maybe_ready.clear()
-        rows, has_more = await self.run(lambda queue: (queue.take(messages_max, bytes_max), queue.has_ready))
+        rows, has_more = await self.run(
+            lambda queue: (queue.take(messages_max, bytes_max, batch=batch, partly=partly), queue.has_ready)
+        )
         if rows or has_more:
-            self._maybe_ready.set()
+            self.wake()
+        if not rows:  # those that were left go on waiting
+            self._ready_since = min(since, self._ready_since)
         return rows
 
     async def ready(self) -> None:
         """Return when `take` may have something: since the last empty take, rows were put, released or requeued."""
         await self._maybe_ready.wait()
+
+    def waiting_seconds(self) -> float:
+        """Return for how long there may have been something to take; 0 if there is nothing."""
+        return time.monotonic() - self._ready_since if self._maybe_ready.is_set() else 0.0
 
     async def ack(self, row_ids: Sequence[int]) -> None:
         """Taken rows become delivered (I2: only call it for rows that an answer covers)."""
@@ -108,7 +121,9 @@ class DiskThread:
 
     def wake(self) -> None:
         """Tell waiting takers that there may be something."""
-        self._maybe_ready.set()
+        if not self._maybe_ready.is_set():
+            self._ready_since = time.monotonic()
+            self._maybe_ready.set()
 
     async def housekeep(self) -> None:
         """Keep the reserve, delete delivered rows that are too old or too many, give free pages back; once a second."""

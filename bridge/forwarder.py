@@ -6,8 +6,8 @@ last batch is acked and the next one taken, joined and compressed; its answer wa
 
 A row is acked only after a verdict said that an answer covers it (I2), and a row that is held when this ends is
 released; a post that was cut off by the end of the grace time counts for nothing. Memory is bounded (I5): a lane has
-one batch out, one aside, and in line the six that all lanes share, at least one. Knows no HTTP (uploader), no table of
-answers (verdict), no SQL.
+one batch out, one aside, and in line the eight that all lanes share, at least one. Knows no HTTP (uploader), no table
+of answers (verdict), no SQL.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from bridge.verdict import Reply, judge
 TOKEN_LOOK_SECONDS = 3.0  # while paused: how often the token file is looked at
 DISK_RETRY_SECONDS = 1.0  # a full disk refuses even acks: they are asked for again, the rows were delivered
 
-_WRITING_MAX = 3  # answers of a lane that are being written down at a time
+_WRITING_MAX = 8  # answers of a lane that are being written down at a time
 _TAKE_BATCHES = 4  # taken at once under load, by all lanes together: a take waits for the disk's present group
 _SENDING_STEPS = 2  # of the loop, until a post is on its way: packing the next batch would hold it up
-_AHEAD_BATCHES = 2  # in line, when the next ones are asked for
+_AHEAD_BATCHES = 4  # in line, when the next ones are asked for
 
 PreparedT = TypeVar("PreparedT")
 
@@ -45,8 +45,9 @@ PreparedT = TypeVar("PreparedT")
 class Outbox(Protocol):
     """What the forwarder needs of the disk queue."""
 
-    async def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]: ...
+    async def take(self, messages_max: int, bytes_max: int, *, batch: int, partly: bool) -> tuple[Row, ...]: ...
     async def ready(self) -> None: ...
+    def waiting_seconds(self) -> float: ...
     async def ack(self, row_ids: Sequence[int]) -> None: ...
     async def reject(self, dead: Sequence[DeadRow]) -> None: ...
     async def release(self, row_ids: Sequence[int], *, sent: bool = True) -> None: ...
@@ -233,6 +234,7 @@ class _Lane(Generic[PreparedT]):
         self.agenda = Agenda(self._destination.limits, self._destination.settings.max_attempts)
         self._ahead: tuple[Batch, PreparedT] | None = None
         self._coming: tuple[float, asyncio.Future[tuple[Row, ...]]] | None = None  # since when by the wall clock
+        self._row_bytes = 1  # what a row took up, on the average, when rows came last
         self._is_drained = False
         self._writing: deque[tuple[int, asyncio.Future[None]]] = (
             deque()
@@ -303,18 +305,29 @@ class _Lane(Generic[PreparedT]):
 
     async def _take(self) -> None:
         if self._is_drained and self.agenda.is_idle and not self._coming:
-            await self._written()
+            if not self._of.outbox.waiting_seconds():
+                await self._written()
             await self._wait(self.agenda.wait_seconds(self._now()), self._of.outbox.ready())
-            await self._wait(self._destination.settings.linger_ms / 1000)
+            await self._linger()
         await self._fetch()
 
-    def _ask(self) -> None:
-        """Ask the disk queue for rows, if it was not asked already."""
+    async def _linger(self) -> None:
+        """Let the batch grow until its first row has waited for `upload.linger_ms`, be it during the last post."""
+        seconds = self._destination.settings.linger_ms / 1000 - self._of.outbox.waiting_seconds()
+        if seconds > 0:
+            await self._wait(seconds)
+
+    def _ask(self, *, partly: bool) -> None:
+        """Ask the disk queue for rows, if it was not asked already; for less than a batch only if `partly`.
+
+        Behind a whole batch a smaller one would take as long to be answered, and more could be waiting by then.
+        """
         if self._coming or self._destination.stopping:
             return
         limits = self._destination.limits
-        batches = 1 if self._is_drained else max(1, self._share(_TAKE_BATCHES))
-        taking = self._of.outbox.take(batches * limits.messages, batches * limits.row_bytes)
+        batches = max(1, self._share(_TAKE_BATCHES))
+        batch = max(1, min(limits.messages, limits.row_bytes // self._row_bytes))
+        taking = self._of.outbox.take(batches * limits.messages, batches * limits.row_bytes, batch=batch, partly=partly)
         self._coming = self._of.wall_clock(), asyncio.ensure_future(taking)
 
     def _share(self, batches: int) -> int:
@@ -323,7 +336,7 @@ class _Lane(Generic[PreparedT]):
 
     async def _fetch(self) -> None:
         """Put the next rows into the line when they come."""
-        self._ask()
+        self._ask(partly=True)
         if not self._coming:
             return
         asked_at, coming = self._coming
@@ -340,6 +353,7 @@ class _Lane(Generic[PreparedT]):
         # half a batch the guess may be wrong; that costs one linger.)
         limits, size_bytes = self._destination.limits, sum([len(row.data) for row in rows])
         self._is_drained = len(rows) < limits.messages and size_bytes < limits.row_bytes // 2
+        self._row_bytes = max(1, size_bytes // len(rows)) if rows else self._row_bytes
         self.agenda.add(rows)
 
     # ---- a batch goes ----
@@ -365,7 +379,7 @@ class _Lane(Generic[PreparedT]):
         """Have rows in line and the next batch packed when the answer comes; it never waits for them."""
         if self.agenda.rows_in_line <= self._share(_AHEAD_BATCHES) * self._destination.limits.messages:
             if not self._is_drained:
-                self._ask()
+                self._ask(partly=False)
             if self._coming and self.agenda.is_idle:
                 await asyncio.wait({posting, self._coming[1]}, return_when=asyncio.FIRST_COMPLETED)
         if self._coming and self._coming[1].done() and not self._coming[1].exception():

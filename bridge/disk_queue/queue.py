@@ -64,12 +64,13 @@ class DiskQueue(QueueConnection):
         self._become(waiting=self._state.waiting + len(rows), newest=newest)
         self._recent.add(rows, newest, self._state.cursor)
 
-    def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+    def take(self, messages_max: int, bytes_max: int, *, batch: int = 1, partly: bool = True) -> tuple[Row, ...]:
         """Take the oldest ready rows, at most so many and (but for the first) so many bytes; () if none is ready.
 
-        Batches open at the last stop, and released rows, come first and in their old company. Rows that fail
-        their checksum or cannot be decoded become dead here and are not returned. Rows that expired while they
-        waited are given up here, at most `_EXPIRED_MAX` of them: then this may return () although more are ready.
+        Batches open at the last stop, and released rows, come first and in their old company; those that never left
+        come in whole batches of `batch` rows if there is one, fewer only if `partly`. Rows that fail their checksum or
+        cannot be decoded become dead here and are not returned. Rows that expired while they waited are given up
+        here, at most `_EXPIRED_MAX` of them: then this may return () although more are ready.
         """
         if self._holds:
             return ()
@@ -78,6 +79,10 @@ class DiskQueue(QueueConnection):
             self._state = replace(self._state, returned=tuple(rest))
             if rows := self._take_span(first, last, messages_max, bytes_max):
                 return rows
+        ready = min(self.ready_rows, messages_max)
+        messages_max = ready if partly and ready < batch else ready - ready % batch
+        if not messages_max:
+            return ()
         if rows := self._recent.take(self._state.cursor, messages_max, bytes_max):
             self._fly(rows, rows[-1].row_id)
             return rows
@@ -95,9 +100,14 @@ class DiskQueue(QueueConnection):
         return rows
 
     @property
+    def ready_rows(self) -> int:
+        """How many rows can be taken."""
+        return 0 if self._holds else self._state.waiting - self._state.taken
+
+    @property
     def has_ready(self) -> bool:
         """Tell whether any row can be taken."""
-        return not self._holds and self._state.waiting > self._state.taken
+        return self.ready_rows > 0
 
     def _take_span(self, first: int, last: int, messages_max: int, bytes_max: int, now: float = 0.0) -> tuple[Row, ...]:
         taken = self._taken_ids() if first <= self._state.cursor else frozenset()  # none is behind the cursor

@@ -120,6 +120,33 @@ async def test_an_empty_take_waits_until_something_is_put(disk: DiskThread) -> N
     assert len(await disk.take(10, 1000)) == 1
 
 
+@pytest.mark.parametrize(
+    ("ready", "partly", "taken"),
+    [(9, True, 9), (9, False, 0), (10, False, 10), (25, True, 20), (25, False, 20), (47, True, 40), (0, True, 0)],
+)
+async def test_rows_are_taken_in_whole_batches_where_there_is_one(
+    disk: DiskThread, ready: int, partly: bool, taken: int
+) -> None:
+    if ready:
+        await put(disk, ready)
+    assert len(await disk.take(40, 1 << 20, batch=10, partly=partly)) == taken
+
+
+async def test_rows_that_are_left_for_a_whole_batch_go_on_waiting(disk: DiskThread) -> None:
+    assert await disk.take(10, 1000) == ()
+    assert disk.waiting_seconds() == 0
+    await put(disk, 3)
+    disk.wake()
+    await asyncio.sleep(0.02)
+    before = disk.waiting_seconds()
+    assert before >= 0.02
+    assert await disk.take(10, 1 << 20, batch=10, partly=False) == ()
+    await asyncio.wait_for(disk.ready(), 1)
+    assert disk.waiting_seconds() > before
+    assert len(await disk.take(2, 1 << 20)) == 2
+    assert disk.waiting_seconds() < before, "what comes next may be new"
+
+
 async def test_delivered_rows_are_cleaned_up_by_number(disk: DiskThread, queue: CountingQueue) -> None:
     await put(disk, 6000)
     rows = await disk.take(6000, 1 << 30)

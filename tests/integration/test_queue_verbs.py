@@ -166,6 +166,16 @@ def test_released_rows_leave_first_each_in_its_old_company(queue: DiskQueue) -> 
     assert [take(queue) for _ in range(4)] == [[1, 2], [3, 4], [7, 8], []]
 
 
+def test_released_rows_are_no_whole_batch_and_leave_in_their_old_company_all_the_same(queue: DiskQueue) -> None:
+    put_many(queue, 10)
+    odd = take(queue, 7)
+    with queue.transaction():
+        queue.release(odd)
+        assert [row.row_id for row in queue.take(100, 1 << 20, batch=5, partly=False)] == odd
+        assert queue.take(100, 1 << 20, batch=5, partly=False) == ()
+        assert [row.row_id for row in queue.take(100, 1 << 20, batch=5, partly=True)] == [8, 9, 10]
+
+
 def test_of_a_batch_that_is_settled_in_part_the_rest_may_come_back_alone(queue: DiskQueue) -> None:
     put_many(queue, 5)
     taken = take(queue)

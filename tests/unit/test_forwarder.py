@@ -41,6 +41,7 @@ class MemoryOutbox:
         self.dead: dict[int, DeadRow] = {}
         self.takes: list[tuple[int, int, int]] = []
         self.faults: list[Exception] = []
+        self.waited = 0.0
         self._ready = asyncio.Event()
         self._ready.set()
 
@@ -52,19 +53,24 @@ class MemoryOutbox:
         self.waiting += rows
         self._ready.set()
 
-    async def take(self, messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+    async def take(self, messages_max: int, bytes_max: int, *, batch: int, partly: bool) -> tuple[Row, ...]:
         self._ready.clear()
         await asyncio.sleep(0)
         rows: list[Row] = []
-        while self.waiting and len(rows) < messages_max:
+        ready = min(len(self.waiting), messages_max)
+        wanted = ready - ready % batch if ready >= batch or not partly else ready
+        while self.waiting and len(rows) < wanted:
             if rows and sum(len(one.data) for one in (*rows, self.waiting[0])) > bytes_max:
                 break
             rows.append(self.waiting.pop(0))
-        if rows:
+        if rows or self.waiting:
             self._ready.set()
         self.taken |= {one.row_id: one for one in rows}
         self.takes.append((messages_max, bytes_max, len(rows)))
         return tuple(rows)
+
+    def waiting_seconds(self) -> float:
+        return self.waited if self._ready.is_set() else 0.0
 
     async def ready(self) -> None:
         await self._ready.wait()
@@ -223,10 +229,10 @@ async def test_an_answer_does_not_wait_for_the_rows_that_were_asked_for_meanwhil
     scene = Scene(200, ok, batch_messages=10)
     take, may_come = scene.outbox.take, asyncio.Event()
 
-    async def slow_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+    async def slow_disk(messages_max: int, bytes_max: int, **how: Any) -> tuple[Row, ...]:
         if len(scene.outbox.takes) == 2:
             await may_come.wait()
-        return await take(messages_max, bytes_max)
+        return await take(messages_max, bytes_max, **how)
 
     scene.outbox.take = slow_disk  # type: ignore[method-assign]
     async with scene.running():
@@ -241,11 +247,11 @@ async def test_an_answer_does_not_wait_for_a_full_disk_that_gives_no_rows() -> N
     scene = Scene(60, ok, batch_messages=10)
     take, refused_at = scene.outbox.take, list[int]()
 
-    async def full_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+    async def full_disk(messages_max: int, bytes_max: int, **how: Any) -> tuple[Row, ...]:
         if len(scene.outbox.takes) == 1 and not refused_at:
             refused_at.append(len(scene.outbox.acked))
             raise DiskFullError("full")
-        return await take(messages_max, bytes_max)
+        return await take(messages_max, bytes_max, **how)
 
     scene.outbox.take = full_disk  # type: ignore[method-assign]
     async with scene.running():
@@ -267,7 +273,7 @@ async def test_rows_are_asked_for_before_the_last_ones_are_out_but_not_in_an_out
     async with scene.running():
         await scene.until(lambda: len(scene.cloud.posts) > 40)
     assert min(held[3:14]) >= 20, "the next batch is there before the answer"
-    assert max(held) <= 10 + 60 + 30, "one out, six in line, three being written down (I5)"
+    assert max(held) <= 10 + 80 + 80, "one out, eight in line, eight being written down (I5)"
     assert len(set(held[17:])) == 1, "while the cloud is away nothing more is taken"
 
 
@@ -275,11 +281,11 @@ async def test_rows_that_come_after_the_stop_are_released_too() -> None:
     scene = Scene(50, ok, batch_messages=10)
     take, asked, may_come = scene.outbox.take, asyncio.Event(), asyncio.Event()
 
-    async def slow_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
+    async def slow_disk(messages_max: int, bytes_max: int, **how: Any) -> tuple[Row, ...]:
         if scene.outbox.takes:
             asked.set()
             await may_come.wait()
-        return await take(messages_max, bytes_max)
+        return await take(messages_max, bytes_max, **how)
 
     scene.outbox.take = slow_disk  # type: ignore[method-assign]
     async with scene.running():
@@ -299,6 +305,44 @@ async def test_several_batches_are_taken_at_once_only_while_the_cloud_takes_them
         await scene.until(lambda: len(scene.cloud.posts) > 8)
     assert scene.outbox.takes[0][0] == 10
     assert {messages_max for messages_max, _, taken in scene.outbox.takes if taken} == {10, 40}
+
+
+async def test_behind_whole_batches_no_smaller_one_leaves_while_more_may_come() -> None:
+    def answer(batch: Batch) -> Reply:
+        if len(scene.cloud.posts) <= 20:  # seven come while a post is out
+            scene.outbox.put(map(row, range(25 + 7 * came[0], 32 + 7 * came[0])))
+            came[0] += 1
+        return ok(batch)
+
+    came = [0]
+    scene = Scene(25, answer, batch_messages=10)
+    await scene.settle_all()
+    assert scene.outbox.acked == list(range(25 + 20 * 7))
+    sizes = [len(one.rows) for one in scene.cloud.posts]
+    assert sizes[:3] == [10, 10, 10], "the five that were left over have grown to ten"
+    assert min(sizes[:-1]) >= 7, "what came while a post was out leaves together"
+
+
+async def test_whole_batches_of_large_rows_are_those_that_fit_into_a_body() -> None:
+    scene = Scene(0, ok, batch_messages=1000, batch_bytes=10_000)
+    scene.outbox.put(map(row, range(95)))
+    await scene.settle_all()
+    fits = max(len(one.rows) for one in scene.cloud.posts)
+    assert 10 < fits < 1000
+    assert {taken % fits for _, _, taken in scene.outbox.takes[1:-2]} == {0}
+    assert scene.outbox.acked == list(range(95))
+
+
+async def test_a_batch_lingers_from_when_its_first_row_came_be_that_during_the_last_post() -> None:
+    scene = Scene(0, ok, batch_messages=10, linger_ms=20)
+    async with scene.running():
+        for waited, lingers in ((0.0, [0.02]), (0.015, [0.005]), (0.02, []), (5.0, [])):
+            await scene.until(lambda: bool(scene.outbox.takes) and scene.outbox.takes[-1][2] == 0)
+            scene.slept.clear()
+            scene.outbox.waited = waited
+            scene.outbox.put([row(len(scene.outbox.acked))])
+            await scene.until(lambda: scene.outbox.is_settled)
+            assert [*filter(None, scene.slept)] == [pytest.approx(seconds) for seconds in lingers]
 
 
 async def test_a_drained_queue_lingers_and_a_full_one_does_not() -> None:
@@ -492,7 +536,7 @@ async def test_acks_wait_for_a_full_disk_to_have_room_again() -> None:
     assert len(scene.cloud.posts) == 1
 
 
-@pytest.mark.parametrize(("rows", "window", "batches"), [(1, 100, 3), (1, 2, 2), (10, 25, 2), (10, 9, 0)])
+@pytest.mark.parametrize(("rows", "window", "batches"), [(1, 100, 8), (1, 2, 2), (10, 25, 2), (10, 9, 0)])
 async def test_batches_are_written_down_while_the_next_one_is_out_within_the_window(
     rows: int, window: int, batches: int
 ) -> None:
@@ -624,8 +668,8 @@ async def test_rows_that_were_asked_for_before_the_clock_was_set_are_taken_again
     scene.started_at = CLOCK_SET_SINCE - 1
     take = scene.outbox.take
 
-    async def slow_disk(messages_max: int, bytes_max: int) -> tuple[Row, ...]:
-        rows = await take(messages_max, bytes_max)
+    async def slow_disk(messages_max: int, bytes_max: int, **how: Any) -> tuple[Row, ...]:
+        rows = await take(messages_max, bytes_max, **how)
         scene.now = 2.0
         return rows
 
