@@ -32,6 +32,7 @@ _GROUP_MAX = 64  # verbs in one transaction, so that no answer waits for an endl
 _TIDY_STEPS = 8  # steps of housekeeping, at most, in one go
 _NOTED_SECONDS = 5.0  # what is delivered is marked so at the latest then, if it is still there
 _TIDY_EXCESS = 4096  # delivered rows too many, at least, that are deleted although messages come
+_BACKLOG_ROWS = 10_000  # waiting
 
 
 class _Job(NamedTuple):
@@ -59,7 +60,7 @@ class DiskThread:
         self._on_receipts = on_receipts
         self._on_losses = on_losses
         self._keep = keep_seconds, keep_messages
-        self._kept_max = keep_messages + max(_TIDY_EXCESS, keep_messages)
+        self._slack = 0  # delivered rows too many that may be there: they make way for those that come
         self._newest_seen = disk_queue.newest_id()
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
@@ -133,7 +134,7 @@ class DiskThread:
         except DiskFullError:
             await self.run(lambda queue: queue.tidy(*self._keep))  # one step may have room
         await self.run(lambda queue: queue.mark_noted(time.time() - _NOTED_SECONDS))
-        await self.run(lambda queue: queue.shrink())
+        await self.run(_shrink)
 
     def stalled_seconds(self) -> float:
         """Return how long the group being written has been under way; 0 if none is."""
@@ -187,8 +188,8 @@ class DiskThread:
         try:
             with self._queue.transaction():
                 results = [job.verb(self._queue) for job in jobs]
-                if not relieved and self._queue.excess(self._kept_max):
-                    self._tidy(self._queue, self._kept_max)
+                if not relieved and self._queue.excess(self._keep[1] + self._slack):
+                    self._tidy(self._queue)
         except PassingError as error:
             self._try_again(jobs, error, relieved=relieved)
         except BaseException as error:  # noqa: BLE001 - the top of the thread: whoever asked gets it and ends loudly
@@ -231,11 +232,13 @@ class DiskThread:
         newest = disk_queue.newest_id()
         is_idle, self._newest_seen = newest == self._newest_seen, newest
         disk_queue.expect_rows(not is_idle)
-        self._tidy(disk_queue, self._keep[1] if is_idle else self._kept_max)
+        self._slack = 0 if is_idle else max(_TIDY_EXCESS, self._keep[1])
+        self._tidy(disk_queue)
 
-    def _tidy(self, disk_queue: DiskQueue, keep_messages: int) -> None:
+    def _tidy(self, disk_queue: DiskQueue) -> None:
+        keep_seconds, keep_messages = self._keep
         for _ in range(_TIDY_STEPS):
-            if not disk_queue.tidy(self._keep[0], keep_messages):
+            if not disk_queue.tidy(keep_seconds, keep_messages + self._slack):
                 break
 
     def _tell(self) -> None:
@@ -257,3 +260,9 @@ class DiskThread:
                 job.answer.set_result(result)
             else:
                 job.answer.set_exception(error)
+
+
+def _shrink(queue: DiskQueue) -> None:
+    """Give free pages back to the file system, but not in the middle of a backlog: its rows would only be moved."""
+    if queue.ready_rows < _BACKLOG_ROWS:
+        queue.shrink()

@@ -80,7 +80,7 @@ class QueueConnection(SQLiteAckQueue):
         self._adopt, self._redate = adopt, redate
         self._recent, self._leaps = Recent(), Leaps()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
-        self._rows_come = True
+        self._rows_come = False
         self.commits = 0  # transactions that wrote; with durability `power` each is a sync
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
         try:
@@ -119,6 +119,7 @@ class QueueConnection(SQLiteAckQueue):
         for ours in file.parent.glob(FILE_NAME + "*"):  # a file of ours, not before; -wal may be there already
             ours.chmod(0o600)
         set_pragmas(connection, self._durability, self._reserve.wal_bytes)
+        self._gather_wal()
         return connection
 
     def _count(self) -> int:

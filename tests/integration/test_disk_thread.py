@@ -147,11 +147,31 @@ async def test_rows_that_are_left_for_a_whole_batch_go_on_waiting(disk: DiskThre
     assert disk.waiting_seconds() < before, "what comes next may be new"
 
 
-async def test_delivered_rows_are_cleaned_up_by_number(disk: DiskThread, queue: CountingQueue) -> None:
-    await put(disk, 6000)
-    rows = await disk.take(6000, 1 << 30)
+async def deliver(disk: DiskThread, rows: int) -> None:
+    await put(disk, rows)
+    await disk.ack([row.row_id for row in await disk.take(rows, 1 << 30)])
+
+
+async def test_a_file_is_made_smaller_only_once_its_backlog_is_gone(disk: DiskThread, queue: CountingQueue) -> None:
+    await put(disk, 30_000)
+    rows = await disk.take(20_000, 1 << 30)
     await disk.ack([row.row_id for row in rows])
-    assert queue.counts().delivered == 10 + 4096, "at once what is far too much"
+    for _ in range(3):
+        await disk.housekeep()
+    free_pages, _ = queue.free_pages()
+    await disk.housekeep()
+    assert queue.free_pages()[0] == free_pages > 256
+    await disk.take(1, 1 << 20)
+    await disk.housekeep()
+    assert queue.free_pages()[0] < free_pages
+
+
+async def test_delivered_rows_are_cleaned_up_by_number(disk: DiskThread, queue: CountingQueue) -> None:
+    await deliver(disk, 6000)
+    assert queue.counts().delivered == 10, "a backlog drains evenly from its first row on"
+    await disk.housekeep()
+    await deliver(disk, 6000)
+    assert queue.counts().delivered == 10 + 4096, "rows come: at once only what is far too much"
     await disk.housekeep()
     assert queue.counts().delivered == 10 + 4096, "rows came since the last second"
     await disk.housekeep()

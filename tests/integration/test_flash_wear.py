@@ -106,6 +106,7 @@ def test_what_makes_the_file_grow_is_written_back_before_it_is_more_than_the_res
 
 
 def test_pages_that_are_written_over_are_written_back_only_once_four_reserves_are_gathered(queue: DiskQueue) -> None:
+    queue.expect_rows(True)
     for _ in range(8):
         put(queue)
         deliver(queue)
@@ -124,8 +125,7 @@ def test_while_a_backlog_only_drains_the_wal_is_written_back_in_short_steps(queu
     for _ in range(60):
         put(queue)
     queue._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    queue.expect_rows(False)
-    for _ in range(60):
+    for _ in range(60):  # from the start on
         deliver(queue)
         with queue.transaction():
             queue.tidy(2.0**62, 0)
@@ -140,6 +140,8 @@ def test_on_a_full_disk_only_so_much_wal_is_gathered_as_the_reserve_made_room_fo
         return queue._pragma("wal_autocheckpoint") * PAGE_BYTES
 
     queue.keep_reserve()
+    assert gathers() == RESERVE // 2
+    queue.expect_rows(True)
     assert gathers() == 4 * RESERVE
     queue.relieve()
     assert gathers() == RESERVE // 2

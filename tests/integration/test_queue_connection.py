@@ -81,6 +81,7 @@ def test_the_wal_gathers_four_reserves_before_it_is_written_back_and_half_of_one
     queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reserve_bytes, page_bytes = queue._reserve.size_bytes, queue._pragma("page_size")
+    queue.expect_rows(True)
     assert queue._pragma("wal_autocheckpoint") == 4 * reserve_bytes // page_bytes
     assert queue._pragma("journal_size_limit") == 8 * reserve_bytes
     put(queue, 1)
