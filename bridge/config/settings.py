@@ -225,7 +225,7 @@ class UploadSettings(Section):
     batch_bytes: Annotated[Whole, _ReadBytes, Field(ge=1024, le=_BYTES_MAX)] = 1_048_576
     """Most bytes in one post, before compression; a single larger message goes alone."""
     linger_ms: Milliseconds = 20
-    """How long a post waits to fill up."""
+    """How long a post waits to fill up, from when its first message was stored."""
     compression: Annotated[Literal["none", "gzip", "zstd"], BeforeValidator(_lower)] = "gzip"
     """Compression of the body; small bodies go uncompressed."""
     concurrency: Annotated[Whole, Field(ge=1, le=64)] = 1
