@@ -41,7 +41,6 @@ from bridge.message import (
     head_end,
     head_middle,
     json_event,
-    json_events,
     parse_json,
     producer_id,
     tail,
@@ -174,7 +173,7 @@ class Intake:
         is_plain = all(ends.values()) and max(map(len, payloads)) <= self._payload_bytes_max
         if not is_plain or not are_plain_json(payloads, self._id_names):
             return None
-        events = json_events(made_ids, map(ends.__getitem__, topics), payloads)
+        events = [*map(json_event, made_ids, map(ends.__getitem__, topics), payloads)]
         self._pending_bytes += sum(map(len, events))
         return Plain(events, packet_ids, now, self._store.session)
 

@@ -22,7 +22,7 @@ import binascii
 import re
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -207,13 +207,6 @@ def event(event_id: str, end: bytes, tail: bytes) -> bytes:
 def json_event(event_id: bytes, end: bytes, payload: bytes) -> bytes:
     """Return the event of a JSON payload without line breaks; `event_id` has nothing in it to escape."""
     return b"".join((_HEAD, event_id, end, _JSON_TAIL, payload, b"}"))
-
-
-def json_events(event_ids: Sequence[bytes], ends: Iterable[bytes], payloads: Iterable[bytes]) -> list[bytes]:
-    """Return what `json_event` makes of each of them."""
-    join = b"".join
-    columns = zip(event_ids, ends, payloads, strict=True)
-    return [join((_HEAD, event_id, end, _JSON_TAIL, payload, b"}")) for event_id, end, payload in columns]
 
 
 def with_id(data: bytes, event_id: str) -> bytes:

@@ -184,11 +184,6 @@ def test_neighbours_that_are_json_only_together_are_not_plain() -> None:
     assert not message.are_plain_json([b"[1", b"2]", b"3,4"], frozenset(("id",)))
 
 
-def test_many_events_are_those_that_single_ones_would_be() -> None:
-    ids, ends, some = [b"1", b"2"], [b'","source":1', b'","source":2'], [b"3", b"{}"]
-    assert message.json_events(ids, ends, some) == [*map(message.json_event, ids, ends, some)]
-
-
 @given(ms=st.integers(0, 2**48 - 1), bits=st.integers(0, 2**74 - 1))
 def test_our_own_ids_are_uuids_of_version_7(ms: int, bits: int) -> None:
     made = uuid.UUID(message.uuid7(ms, bits))
