@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridge.bench import machine, trials
+from bridge.bench import machine, programs, trials
 from bridge.bench.contenders import (
     RIVALS,
     BarePaho,
@@ -46,7 +46,6 @@ from bridge.bench.results import document as modes_document
 from bridge.bench.stage import private_folder
 from bridge.errors import BridgeError
 
-TERMINATED = 143  # as shells report SIGTERM
 RUNS = 5
 PAYLOAD_BYTES = 300
 MESSAGES = 200_000
@@ -293,7 +292,7 @@ class Bench:
             self.folder,
             counts_syncs=group == "speed",
         )
-        modes = asyncio.run(measure(plan, self._told(group), lambda: None))
+        modes = programs.run(measure(plan, self._told(group), lambda: None))
         return replace(found, modes={**found.modes, group: modes})
 
     def _told(self, group: str) -> Callable[[str, int, int], None]:
@@ -305,7 +304,7 @@ class Bench:
         help_ms = tuple(self._say("start: --help", _help_ms) for _ in runs)
         idle_seconds = self.sizes.idle_seconds
         starts = tuple(
-            self._say("start", lambda: asyncio.run(trials.start(self.folder, POWER, PAYLOAD_BYTES, idle_seconds)))
+            self._say("start", lambda: programs.run(trials.start(self.folder, POWER, PAYLOAD_BYTES, idle_seconds)))
             for _ in runs
         )
         return replace(found, help_ms=help_ms, starts=starts)
@@ -315,7 +314,7 @@ class Bench:
         with private_folder(self.folder) as folder:
             bridge = self._filled(folder, rows)
             drains = tuple(
-                self._say("drain", lambda: asyncio.run(trials.drain(self.folder, bridge, PAYLOAD_BYTES, rows)))
+                self._say("drain", lambda: programs.run(trials.drain(self.folder, bridge, PAYLOAD_BYTES, rows)))
                 for _ in range(self.sizes.runs)
             )
         return replace(found, drains=drains)
@@ -329,7 +328,7 @@ class Bench:
                 for _ in range(1 if rows >= LARGE_ROWS else self.sizes.runs):
                     self.tell(f"depth: {rows:,} rows")
                     trial = trials.depth(self.folder, bridge, PAYLOAD_BYTES, rows, self.sizes.depth_messages)
-                    depths.append(asyncio.run(trial))
+                    depths.append(programs.run(trial))
         return replace(found, depths=tuple(depths))
 
     def _filled(self, folder: Path, rows: int) -> Bridge:
@@ -416,10 +415,12 @@ def others(found: Found) -> list[str]:
 
 def main(words: list[str] | None = None) -> int:
     """Measure, show, judge. A signal to end leaves nothing behind."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGINT is asyncio's own
-        signal.signal(number, lambda *_: sys.exit(TERMINATED))
+    for number in programs.ENDING:
+        signal.signal(number, lambda *_: sys.exit(programs.TERMINATED))
     try:
         return _run(_arguments(words))
+    except asyncio.CancelledError:
+        return programs.TERMINATED
     except BridgeError as error:
         print(f"{error}\nhint: {error.hint}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Child processes of the bench: started in a private folder, always ended, and asked things by line if they are ours.
 
 Nothing of the user's environment reaches them, so that every bench measures the same. They are in sessions of their
-own: Ctrl-C is the bench's business, and leaving the context kills what still runs.
+own: Ctrl-C is the bench's business, and leaving the context kills what still runs. `run` sees to it that it is left.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import bridge
 from bridge.bench.usage import Usage
@@ -26,7 +27,33 @@ _READY_SECONDS = 60.0  # a generator of millions of messages builds them first
 _LINE_BYTES_MAX = 1 << 26  # the latencies of a phase come in one line
 _LAST_WORDS_LINES = 2  # an error of ours is a line and a hint
 _END_SECONDS = 2.0
+TERMINATED = 143  # as shells report SIGTERM
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGINT is asyncio's own
 ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONPATH": str(Path(bridge.__file__).parents[1])}
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it to its end. A signal to end cancels it: CancelledError is raised once all that it had started has ended.
+
+    Another exception out of the handler would not do: asyncio then cancels its own tasks too, and one that was about to
+    connect a new process's pipes never tells that the process is gone.
+    """
+
+    async def cancellable() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def cancel(*_: object) -> None:
+            loop.call_soon_threadsafe(task.cancel if task else loop.stop)
+
+        before = {number: signal.signal(number, cancel) for number in ENDING}
+        try:
+            return await work
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    return asyncio.run(cancellable())
 
 
 class Program:
@@ -140,12 +167,14 @@ class Talker(Program):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if stdin := self._running.stdin:
-            stdin.close()  # that is the end of the dialogue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_END_SECONDS):
-                    await self._running.wait()
-        await super().__aexit__(kind, error, trace)
+        try:
+            if stdin := self._running.stdin:
+                stdin.close()  # that is the end of the dialogue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_END_SECONDS):
+                        await self._running.wait()
+        finally:
+            await super().__aexit__(kind, error, trace)
 
     async def ask(self, do: str, **arguments: object) -> dict[str, Any]:
         """Give a command and wait for its answer."""

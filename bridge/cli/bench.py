@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import sys
 import textwrap
 import time
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from bridge.bench.measure import Plan, Tell
     from bridge.bench.results import Mode
 
-TERMINATED = 143  # as shells report SIGTERM
 GENERATOR_BYTES_MAX = 1 << 30  # of publishes, built before the clock starts
 COLUMNS_WITHOUT_TERMINAL = 200
 
@@ -72,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Measure, show, and tell by the exit status whether every message arrived."""
-    from bridge.bench import machine, results
+    from bridge.bench import machine, programs, results
 
     plan = _plan(args)
     environment = machine.describe(plan.folder)
@@ -81,9 +79,9 @@ def execute(args: argparse.Namespace) -> int:
     at, command = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), ["edge-bridge", "bench", *_given(args)]
     try:
         with _progress(len(plan.contenders) * plan.runs) as (tell, finished):
-            alone, modes = asyncio.run(_measure(plan, args.compression, tell, finished))
+            alone, modes = programs.run(_measure(plan, args.compression, tell, finished))
     except asyncio.CancelledError:
-        return TERMINATED
+        return programs.TERMINATED
     document = results.document(modes, command=command, environment=environment | {"at": at}, alone=alone)
     if args.json and args.json != "-":
         _write(Path(args.json), document)
@@ -99,9 +97,6 @@ async def _measure(
 ) -> tuple[dict[str, Any], tuple[Mode, ...]]:
     from bridge.bench.measure import measure, measure_alone
 
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGINT is asyncio's own; all three leave nothing behind
-        loop.add_signal_handler(number, lambda: task and task.cancel())
     tell("generator and sink alone", 0, plan.messages)
     alone = await measure_alone(plan, compressions)
     return alone, await measure(plan, tell, finished)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from bridge.bench import machine, measure, trials
+from bridge.bench import machine, measure, programs, trials
 from bridge.bench.contenders import RIVALS, Bridge, Hindered, NullSubscriber, SideBySide, StockSubscriber
 from bridge.bench.posts import post
 from bridge.bench.predictions import Phase, payloads
-from bridge.bench.programs import Talker
+from bridge.bench.programs import Program, Talker
 from bridge.bench.results import Mode, Run
 from bridge.cli import bench
 from bridge.errors import FaultError
@@ -90,10 +90,29 @@ def test_bars_tell_who_cannot_be_measured(tmp_path: Path) -> None:
 def test_bars_that_are_told_to_end_leave_nothing_behind(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/bars.py", "--folder", str(tmp_path), "--only", "round-trips"]
     with subprocess.Popen(command, cwd=REPOSITORY, env=child_environment(), stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: list(tmp_path.glob("*/bridge.log")), 60, "the bridge is started")
-        process.terminate()
-        assert process.wait(30) == 143
+        try:
+            wait_until(lambda: list(tmp_path.glob("*/bridge.log")), 60, "the bridge is started")
+            process.terminate()
+            assert process.wait(30) == 143
+        finally:
+            process.kill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_to_end_while_a_program_is_being_started_ends_both(tmp_path: Path) -> None:
+    """In the moment between its fork and asyncio's connecting of its pipes."""
+    reached = []
+
+    async def start() -> None:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        async with Program("cat", ["cat"], tmp_path, talks=True):
+            reached.append("the program runs")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(asyncio.CancelledError):
+        programs.run(start())
+    assert reached == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_receipts_are_measured(tmp_path: Path) -> None:
