@@ -449,12 +449,14 @@ class DiskQueue(QueueConnection):
         return max(0, self._state.delivered - keep_messages)
 
     def make_way(self, rows: int, keep_messages: int) -> None:
-        """Delete about so many of the delivered rows above the number to be kept; call it before `put_rows`.
+        """Delete so many of the delivered rows above the number to be kept, or all; call it before `put_rows`.
 
-        The new rows take their pages in the same transaction; what is deleted in one of its own is written for nothing.
-        An eighth more than come, so that what is too much after a burst becomes less.
+        The new rows take their pages in the same transaction; what is deleted in one of its own, or beyond what comes,
+        is written for nothing. Only what is more than a step of housekeeping after a burst becomes less by an eighth.
         """
-        goal = self._state.delivered - min(rows + -(-rows // 8), self.excess(keep_messages))
+        excess = self.excess(keep_messages)
+        more = -(-rows // 8) if excess > _TIDY_ROWS else 0
+        goal = self._state.delivered - min(rows + more, excess)
         while self._state.delivered > goal and self.tidy(2.0**62, keep_messages, self._state.delivered - goal):
             pass
 
