@@ -62,7 +62,10 @@ class DiskQueue(QueueConnection):
                 newest = self._conn.execute(_insert_sql(step, tuple(columns)), values).lastrowid or newest
                 start += step
         self._become(waiting=self._state.waiting + len(rows), newest=newest)
-        self._recent.add(rows, newest, self._state.cursor)
+        if "expires_at" in columns or min(columns["timestamp"]) < CLOCK_SET_SINCE:
+            self._recent.clear()  # when it is taken it may have expired, or get its right time
+        else:
+            self._recent.add(columns["data"], newest, self._state.cursor)
 
     def take(self, messages_max: int, bytes_max: int, *, batch: int = 1, partly: bool = True) -> tuple[Row, ...]:
         """Take the oldest ready rows, at most so many and (but for the first) so many bytes; () if none is ready.
@@ -252,9 +255,10 @@ class DiskQueue(QueueConnection):
         if few:
             self._settle(few, _MARK, DELIVERED, now)
         if noted:
-            self._check_waited(row_ids, len(few) + len(self._taken_ids().intersection(row_ids)))
-            self.renote([*self._state.noted, *noted])
+            taken = self._state.taken
             self._forget(frozenset(row_ids))
+            self._check_waited(row_ids, len(few) + taken - self._state.taken)
+            self.renote([*self._state.noted, *noted])
 
     def reject(self, dead: Sequence[DeadRow]) -> None:
         """Rows become dead: kept with the reason, and written in the loss ledger in this very transaction (I9)."""
@@ -300,8 +304,13 @@ class DiskQueue(QueueConnection):
             )
 
     def _forget(self, row_ids: frozenset[int]) -> None:
-        left = (span.ids - row_ids for span in self._state.flying)
-        self._state = replace(self._state, flying=tuple(Span(min(ids), max(ids), ids) for ids in left if ids))
+        flying: list[Span] = []
+        for span in self._state.flying:
+            if span.ids.isdisjoint(row_ids):
+                flying.append(span)
+            elif ids := span.ids - row_ids:
+                flying.append(Span(min(ids), max(ids), ids))
+        self._state = replace(self._state, flying=tuple(flying))
 
     def _lose(self, reason: LossReason, row_ids: Sequence[int], detail: str = "") -> None:
         """Write rows that are still there in the ledger."""

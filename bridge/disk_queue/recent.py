@@ -7,11 +7,12 @@ or if the cursor is so far behind that it will not be here soon (an outage). Pur
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate, islice
 
-from bridge.disk_queue.rows import NewRow
-from bridge.message import CLOCK_SET_SINCE, Row, new_row
+from bridge.message import Row, new_row
 
 _BYTES_MAX = 6 << 20  # some groups and batches
 _FAR_BYTES = _BYTES_MAX  # waiting in the file before them
@@ -24,13 +25,11 @@ class Recent:
         self._rows: deque[Row] = deque()
         self._bytes = 0
 
-    def add(self, rows: Sequence[NewRow], newest: int, cursor: int) -> None:
-        """Hear of rows that were stored, of which `newest` is the last id."""
-        first = newest - len(rows) + 1
-        events = [row.data for row in rows]
+    def add(self, events: Sequence[bytes], newest: int, cursor: int) -> None:
+        """Hear of rows that were stored, of which `newest` is the last id; to take them later is nothing but that."""
+        first = newest - len(events) + 1
         size_bytes = sum(map(len, events))
-        is_far = (first - 1 - cursor) * size_bytes > _FAR_BYTES * len(rows)  # as if those before were of their size
-        if is_far or not all(map(_stays_as_it_is, rows)):
+        if (first - 1 - cursor) * size_bytes > _FAR_BYTES * len(events):  # as if those before were of their size
             self.clear()
             return
         if self._rows and self._rows[-1].row_id + 1 != first:
@@ -47,17 +46,13 @@ class Recent:
             self._drop_first()
         if not rows or rows[0].row_id != cursor + 1:
             return ()
-        taken: list[Row] = []
-        size_bytes = 0
-        while rows and len(taken) < messages_max:
-            row = rows[0]
-            size_bytes += len(row.data)
-            if taken and size_bytes > bytes_max:
-                break
-            taken.append(row)
+        taken = [*islice(rows, messages_max)]
+        sizes = [*accumulate([len(row.data) for row in taken])]
+        count = max(1, bisect_right(sizes, bytes_max))
+        for _ in range(count):
             rows.popleft()
-        self._bytes -= sum([len(row.data) for row in taken])
-        return tuple(taken)
+        self._bytes -= sizes[count - 1]
+        return tuple(taken[:count])
 
     def _drop_first(self) -> None:
         self._bytes -= len(self._rows.popleft().data)
@@ -66,8 +61,3 @@ class Recent:
         """Know nothing."""
         self._rows.clear()
         self._bytes = 0
-
-
-def _stays_as_it_is(row: NewRow) -> bool:
-    """Tell whether taking it later is nothing but taking it: it neither expires nor waits for its right time."""
-    return row.expires_at is None and row.received_at >= CLOCK_SET_SINCE

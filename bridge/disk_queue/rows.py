@@ -110,6 +110,10 @@ class State:
 def runs(row_ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield the ids as spans without gaps: 1, 2, 3, 7 → (1, 3), (7, 7)."""
     ordered = sorted(row_ids)
+    first, last = (ordered[0], ordered[-1]) if ordered else (0, 0)
+    if last - first == len(ordered) - 1 and ordered == [*range(first, last + 1)]:  # nearly always
+        yield first, last
+        return
     start = 0
     for i in range(1, len(ordered) + 1):
         if i == len(ordered) or ordered[i] != ordered[i - 1] + 1:

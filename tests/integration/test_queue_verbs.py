@@ -212,6 +212,23 @@ def test_nothing_is_taken_while_older_rows_are_on_their_way_back(queue: DiskQueu
 
 
 @pytest.mark.parametrize(
+    ("row", "is_held"),
+    [
+        (NewRow(b"b", SET), True),
+        (NewRow(b"b", SET - 1), False),
+        (NewRow(b"b", SET, expires_at=SET + 60), False),
+    ],
+)
+def test_what_may_become_another_one_while_it_waits_is_not_served_from_memory(
+    queue: DiskQueue, row: NewRow, is_held: bool
+) -> None:
+    """It expires, or gets its right time."""
+    put(queue, NewRow(b"a", SET))
+    put(queue, row, NewRow(b"c", SET))
+    assert len(queue._recent.take(0, 10, 100)) == 3 * is_held
+
+
+@pytest.mark.parametrize(
     ("expires_at", "taken"),
     [(1e9 - 1, []), (1.8e9, []), (1.8e9 + 1, [1]), (SET + 1, []), (SET, [1]), (SET - 1, [1])],
 )

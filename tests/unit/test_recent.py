@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.disk_queue import NewRow
 from bridge.disk_queue import recent as recent_module
 from bridge.disk_queue.recent import Recent
-from bridge.message import CLOCK_SET_SINCE, Row
-
-SET = float(CLOCK_SET_SINCE)
-
-
-def rows(*data: bytes) -> list[NewRow]:
-    return [NewRow(each, SET) for each in data]
+from bridge.message import Row
 
 
 def holding(*data: bytes, cursor: int = 0) -> Recent:
     """What was stored behind the cursor, in one group."""
     recent = Recent()
-    recent.add(rows(*data), cursor + len(data), cursor)
+    recent.add(data, cursor + len(data), cursor)
     return recent
 
 
 def test_what_was_stored_is_taken_in_order_with_its_ids() -> None:
     recent = holding(b"a", b"b", cursor=6)
-    recent.add(rows(b"c"), 9, 6)
+    recent.add([b"c"], 9, 6)
     assert recent.take(6, 10, 100) == (Row(7, b"a"), Row(8, b"b"), Row(9, b"c"))
     assert recent.take(9, 10, 100) == ()
 
@@ -48,11 +41,11 @@ def test_only_the_rows_right_behind_the_cursor_are_served() -> None:
 
 def test_rows_behind_others_that_are_only_in_the_file_are_served_once_the_cursor_is_there() -> None:
     recent = Recent()
-    recent.add(rows(b"c", b"d"), 4, 0)
-    recent.add(rows(b"e"), 5, 0)
+    recent.add([b"c", b"d"], 4, 0)
+    recent.add([b"e"], 5, 0)
     assert recent.take(1, 10, 100) == ()
     assert recent.take(2, 2, 100) == (Row(3, b"c"), Row(4, b"d"))
-    recent.add(rows(b"f", b"g"), 7, 4)
+    recent.add([b"f", b"g"], 7, 4)
     assert recent.take(5, 10, 100) == (Row(6, b"f"), Row(7, b"g")), "the file gave 5"
 
 
@@ -62,8 +55,8 @@ def test_where_far_more_waits_in_the_file_nothing_is_held(
 ) -> None:
     monkeypatch.setattr(recent_module, "_FAR_BYTES", 12)
     recent = Recent()
-    recent.add(rows(b"aa", b"bb"), 2, 0)
-    recent.add(rows(b"cc", b"dd"), 4 + cursor, 2)
+    recent.add([b"aa", b"bb"], 2, 0)
+    recent.add([b"cc", b"dd"], 4 + cursor, 2)
     assert recent.take(2 + cursor, 10, 100) == ((Row(3 + cursor, b"cc"), Row(4 + cursor, b"dd")) if is_held else ())
 
 
@@ -71,7 +64,7 @@ def test_where_far_more_waits_in_the_file_nothing_is_held(
 def test_at_a_gap_everything_is_given_up(newest: int) -> None:
     """Ids are skipped after a damage."""
     recent = holding(b"a", b"b", b"c")
-    recent.add(rows(b"x"), newest, 0)
+    recent.add([b"x"], newest, 0)
     assert recent.take(0, 10, 100) == ()
 
 
@@ -79,7 +72,7 @@ def test_at_a_gap_everything_is_given_up(newest: int) -> None:
 def test_the_oldest_are_given_up_for_want_of_room(monkeypatch: pytest.MonkeyPatch, bytes_max: int, first: int) -> None:
     monkeypatch.setattr(recent_module, "_BYTES_MAX", bytes_max)
     recent = holding(b"aa", b"b")
-    recent.add(rows(b"c"), 3, 0)
+    recent.add([b"c"], 3, 0)
     assert recent.take(first - 2, 10, 100) == ()
     assert [row.row_id for row in recent.take(first - 1, 10, 100)] == list(range(first, 4))
 
@@ -94,20 +87,5 @@ def test_room_of_what_was_taken_or_given_up_is_free_again(monkeypatch: pytest.Mo
         else:
             recent.clear()
             assert recent.take(number - 4, 10, 100) == ()
-        recent.add(rows(b"aa", b"bb"), number, number - 2)
+        recent.add([b"aa", b"bb"], number, number - 2)
     assert [row.row_id for row in recent.take(36, 10, 100)] == [37, 38]
-
-
-@pytest.mark.parametrize(
-    ("row", "is_held"),
-    [
-        (NewRow(b"b", SET), True),
-        (NewRow(b"b", SET - 1), False),
-        (NewRow(b"b", SET, expires_at=SET + 60), False),
-    ],
-)
-def test_what_may_become_another_one_while_it_waits_is_read_from_the_file(row: NewRow, is_held: bool) -> None:
-    """It expires, or gets its right time."""
-    recent = holding(b"a")
-    recent.add([row, *rows(b"c")], 3, 0)
-    assert len(recent.take(0, 10, 100)) == 3 * is_held
