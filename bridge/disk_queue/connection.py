@@ -81,6 +81,7 @@ class QueueConnection(SQLiteAckQueue):
         self._recent, self._leaps = Recent(), Leaps()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
         self._rows_come = False
+        self._batches_written: tuple[tuple[int, int], ...] | None = None  # what edge_batch holds, if it is known
         self.commits = 0  # transactions that wrote; with durability `power` each is a sync
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
         try:
@@ -226,7 +227,7 @@ class QueueConnection(SQLiteAckQueue):
             self.commits += self._changed
             self._write_mark()
         except BaseException:
-            self._state = before
+            self._state, self._batches_written = before, None
             self._recent.clear()
             if self._conn.in_transaction:
                 with mapped(self.folder):
@@ -237,10 +238,11 @@ class QueueConnection(SQLiteAckQueue):
         self._conn.execute(
             "INSERT OR REPLACE INTO edge_state VALUES (1, ?, ?, ?)", (state.waiting, state.delivered, state.dead)
         )
-        self._conn.execute("DELETE FROM edge_batch")
         spans = merged([*((span.first, span.last) for span in state.flying), *state.returned])
-        if spans:
+        if spans != self._batches_written:  # SQLite writes a table's page even if it empties an empty one
+            self._conn.execute("DELETE FROM edge_batch")
             self._conn.executemany("INSERT INTO edge_batch VALUES (?, ?)", spans)
+            self._batches_written = spans
 
     # --- a full disk -------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from bridge.message import CLOCK_SET_SINCE, DeadRow, Row, event_id, event_subjec
 
 _INSERT_ROWS_STEPS = (512, 64, 8, 1)  # one prepared statement for each; 512 x 6 values stay far below SQLite's 32,766
 _TIDY_ROWS = 2000  # rows deleted in one step of housekeeping
+_WAY_ROWS, _WAY_BYTES = 256, 1 << 20  # deleted at a time, if not more: a few would cost each transaction six pages
 SPAN_ROWS_MIN = 256  # delivered rows without a gap that are noted instead of marked one by one
 _TOLD_ROWS_NOTE = "loss_event_rows"
 _DEAD_MAX = 10_000  # dead rows that are kept
@@ -461,11 +462,14 @@ class DiskQueue(QueueConnection):
         """Delete so many of the delivered rows above the number to be kept, or all; call it before `put_rows`.
 
         The new rows take their pages in the same transaction; what is deleted in one of its own, or beyond what comes,
-        is written for nothing. Only what is more than a step of housekeeping after a burst becomes less by an eighth.
+        is written for nothing. More goes only where few come, many at a time, and after a burst, by an eighth.
         """
-        excess = self.excess(keep_messages)
+        excess, counts = self.excess(keep_messages), self.counts()
+        least = min(_WAY_ROWS, _WAY_BYTES * sum(counts[:4]) // counts.size_bytes)
+        if excess < least:
+            return
         more = -(-rows // 8) if excess > _TIDY_ROWS else 0
-        goal = self._state.delivered - min(rows + more, excess)
+        goal = self._state.delivered - min(max(rows + more, least), excess)
         while self._state.delivered > goal and self.tidy(2.0**62, keep_messages, self._state.delivered - goal):
             pass
 

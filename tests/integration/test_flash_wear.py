@@ -16,7 +16,8 @@ from bridge.message import head, head_middle, tail
 MEBIBYTE = 1 << 20
 RESERVE = MEBIBYTE  # the smallest there is
 PAGE_BYTES, FRAME_BYTES, ROWS_A_PAGE = 4096, 4096 + 24, 3
-EVENT = head("m", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z") + tail(b'"%b"' % (b"x" * 1000), is_json=True)
+HEAD = head("m", head_middle("edge/x", "t"), "2026-01-01T00:00:00Z")
+EVENT = HEAD + tail(b'"%b"' % (b"x" * 1000), is_json=True)
 GROUP = SPAN_ROWS_MIN  # as many as are noted as a span
 KEPT = 4 * GROUP
 
@@ -71,30 +72,55 @@ def test_new_rows_take_the_pages_of_those_that_need_not_be_kept_any_more(queue: 
 
 
 def test_an_eighth_more_goes_than_comes_while_a_burst_is_left_and_never_what_is_to_be_kept(queue: DiskQueue) -> None:
-    for _ in range(12):
+    for _ in range(13):
         with queue.transaction():
             queue.put_rows([NewRow(EVENT, 1.8e9)] * GROUP)
         deliver(queue)
     left = queue.counts().delivered
-    assert left == KEPT + 2048
-    for incoming, gone in [(16, 18), (1, 2), (25, 29), (1800, 1800), (256, 2048 - 18 - 2 - 29 - 1800), (256, 0)]:
+    assert left == KEPT + 2304
+    for incoming, gone in [(256, 288), (800, 900), (800, 800), (16, 256), (16, 0), (800, 0)]:
         with queue.transaction():
             queue.make_way(incoming, KEPT)
         left -= gone
-        assert (queue.counts().delivered, queue.row_range()) == (left, (12 * GROUP - left + 1, 12 * GROUP))
+        assert (queue.counts().delivered, queue.row_range()) == (left, (13 * GROUP - left + 1, 13 * GROUP))
 
 
 def test_rows_that_are_marked_one_by_one_go_before_newer_ones_that_are_noted(queue: DiskQueue) -> None:
-    put(queue, 20)
-    deliver(queue, 20)
+    put(queue, 280)
+    for _ in range(14):
+        deliver(queue, 20)
     put(queue, KEPT)
     deliver(queue, KEPT)
+    for keep_messages, gone in [(KEPT, 256), (0, 512)]:
+        with queue.transaction():
+            queue.make_way(17, keep_messages)
+        assert (queue.counts().delivered, queue.row_range()[0]) == (KEPT + 280 - gone, gone + 1)
+
+
+def test_a_message_that_comes_alone_is_stored_and_delivered_with_few_pages(queue: DiskQueue) -> None:
+    """Its row, its place in the index, two counters; then row, two indexes, counter; and now and then room is made."""
+    queue.expect_rows(True)
+    for rows in (KEPT, 224):
+        put(queue, rows)
+        deliver(queue, rows)
+    queue._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # the WAL begins anew
+    for _ in range(64):
+        put(queue, 1)
+        deliver(queue, 1)
+    assert queue.counts().delivered == KEPT + 224 + 64 - 256
+    pages = (queue.folder / f"{FILE_NAME}-wal").stat().st_size // FRAME_BYTES
+    assert pages < 10.5 * 64
+
+
+def test_of_large_rows_no_more_than_a_mebibyte_stays_for_that(queue: DiskQueue) -> None:
+    large = HEAD + tail(b'"%b"' % (b"x" * (64 << 10)), is_json=True)
     with queue.transaction():
-        queue.make_way(17, KEPT)
-    assert (queue.counts().delivered, queue.row_range()[0]) == (KEPT + 3, 18)
-    with queue.transaction():
-        queue.make_way(17, KEPT)
-    assert (queue.counts().delivered, queue.row_range()[0]) == (KEPT, 21)
+        queue.put_rows([NewRow(large, 1.8e9)] * 40)
+    deliver(queue, 40)
+    for _ in range(4):
+        with queue.transaction():
+            queue.make_way(1, 0)
+    assert queue.counts().delivered < MEBIBYTE / len(large)
 
 
 def test_what_makes_the_file_grow_is_written_back_before_it_is_more_than_the_reserve_covers(queue: DiskQueue) -> None:
