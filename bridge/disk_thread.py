@@ -30,6 +30,7 @@ Verb = Callable[[DiskQueue], T]
 
 _GROUP_MAX = 64  # verbs in one transaction, so that no answer waits for an endless group
 _TIDY_STEPS = 8  # steps of housekeeping, at most, in one go
+_FULL_TIDY_ROWS = 64  # with a page each, and indexes, still less than the half mebibyte of the smallest reserve
 _NOTED_SECONDS = 5.0  # what is delivered is marked so at the latest then, if it is still there
 _TIDY_EXCESS = 4096  # delivered rows too many, at least, that are deleted although messages come
 _BACKLOG_ROWS = 10_000  # waiting
@@ -132,7 +133,9 @@ class DiskThread:
         try:
             await self.run(self._tidy_by_the_second)
         except DiskFullError:
-            await self.run(lambda queue: queue.tidy(*self._keep))  # one step may have room
+            # What is emptied is logged, and the log has no more room than the reserve gave it: one small step a time.
+            while await self.run(lambda queue: queue.tidy(*self._keep, _FULL_TIDY_ROWS)):
+                pass
         await self.run(lambda queue: queue.mark_noted(time.time() - _NOTED_SECONDS))
         await self.run(_shrink)
 

@@ -109,6 +109,24 @@ async def test_on_a_full_disk_acks_of_the_same_group_still_pass(disk: DiskThread
     assert queue.counts()[:4] == (1, 0, 0, 0), "on a full disk no delivered row is kept"
 
 
+async def test_where_the_log_has_no_room_for_more_delivered_rows_are_deleted_in_small_steps(
+    disk: DiskThread, queue: CountingQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand rows of a page each are four mebibytes of log, and a small disk's reserve gave it half a one."""
+    await put(disk, 500)
+    await disk.ack([row.row_id for row in await disk.take(500, 1 << 20)])
+    tidy = queue.tidy
+
+    def cramped(keep_seconds: float, keep_messages: int, rows_max: int = 2000) -> bool:
+        if rows_max > 100:
+            raise DiskFullError("no room for so many")
+        return tidy(keep_seconds, keep_messages, rows_max)
+
+    monkeypatch.setattr(queue, "tidy", cramped)
+    await disk.housekeep()
+    assert queue.counts()[:4] == (0, 0, 10, 0), "those that are kept"
+
+
 async def test_an_empty_take_waits_until_something_is_put(disk: DiskThread) -> None:
     assert await disk.take(10, 1000) == ()
     waiting = asyncio.ensure_future(disk.ready())
