@@ -55,12 +55,17 @@ class Wire:
     @classmethod
     async def open(cls, port: int, client_id: str, *, username: str | None = None, password: str | None = None) -> Wire:
         """Connect and read the CONNACK; ConnectionRefusedError with its code when the broker says no."""
+        flags = 0x02 | (0x80 if username is not None else 0) | (0x40 if password is not None else 0)
+        credentials = b"".join(_text(value) for value in (username, password) if value is not None)
+        hello = _packet(0x10, _text("MQTT") + bytes([4, flags, 0, 0]) + _text(client_id) + credentials)
         async with asyncio.timeout(CONNECT_SECONDS):
             wire = cls(*await asyncio.open_connection("127.0.0.1", port))
-            flags = 0x02 | (0x80 if username is not None else 0) | (0x40 if password is not None else 0)
-            credentials = b"".join(_text(value) for value in (username, password) if value is not None)
-            wire.writer.write(_packet(0x10, _text("MQTT") + bytes([4, flags, 0, 0]) + _text(client_id) + credentials))
-            kind, body = await wire.read()
+            try:
+                wire.writer.write(hello)
+                kind, body = await wire.read()
+            except BaseException:  # also a broker that hangs up instead of an answer
+                wire.close()
+                raise
         if kind != CONNACK or body[1]:
             wire.close()
             raise ConnectionRefusedError(f"CONNACK {body.hex()}")
