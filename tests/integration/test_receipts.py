@@ -70,7 +70,7 @@ async def test_a_delivered_receipt_survives_the_restart_of_the_bridge(stage: Sta
         bridge.kill()
         stage.cloud.reachable()
         await asyncio.to_thread(bridge.start().wait_ready)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             assert (await asking).state is State.DELIVERED
 
 
