@@ -21,7 +21,8 @@ from bridge.loss import LossReason
 from bridge.message import DeadRow, head, head_middle, tail
 from tests.harness import figures
 
-SPAN_ROWS_MIN, AS_SHIPPED = 5, queue.SPAN_ROWS_MIN  # so that some batches are noted as delivered, and some marked
+SPAN_ROWS_MIN, WAY_ROWS, BURST_ROWS = 5, 4, 12  # so that a model's few rows meet what many would: noted and marked, …
+AS_SHIPPED = queue.SPAN_ROWS_MIN, queue._WAY_ROWS, queue._TIDY_ROWS
 
 
 def event(number: int) -> bytes:
@@ -33,7 +34,7 @@ class QueueModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        queue.SPAN_ROWS_MIN = SPAN_ROWS_MIN
+        queue.SPAN_ROWS_MIN, queue._WAY_ROWS, queue._TIDY_ROWS = SPAN_ROWS_MIN, WAY_ROWS, BURST_ROWS
         self.folder = Path(tempfile.mkdtemp(prefix="queue-model-"))
         self.disk_queue = DiskQueue(self.folder, durability="crash")
         self.rows: dict[int, bytes] = {}
@@ -117,7 +118,9 @@ class QueueModel(RuleBasedStateMachine):
     def make_way(self, rows: int, keep: int) -> None:
         with self.disk_queue.transaction():
             self.disk_queue.make_way(rows, keep)
-        gone = min(rows + math.ceil(rows / 8), max(0, len(self.delivered) - keep))
+        excess = len(self.delivered) - keep
+        more = math.ceil(rows / 8) if excess > BURST_ROWS else 0
+        gone = min(max(rows + more, WAY_ROWS), excess) if excess >= WAY_ROWS else 0
         self.delivered -= set(sorted(self.delivered)[:gone])
 
     @rule()
@@ -206,7 +209,7 @@ class QueueModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         figures.count(sequences=1)
-        queue.SPAN_ROWS_MIN = AS_SHIPPED
+        queue.SPAN_ROWS_MIN, queue._WAY_ROWS, queue._TIDY_ROWS = AS_SHIPPED
         with self.disk_queue.transaction():
             self.disk_queue.mark_noted()
         self.disk_queue.close()
