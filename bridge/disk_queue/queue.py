@@ -464,7 +464,10 @@ class DiskQueue(QueueConnection):
         The new rows take their pages in the same transaction; what is deleted in one of its own, or beyond what comes,
         is written for nothing. More goes only where few come, many at a time, and after a burst, by an eighth.
         """
-        excess, counts = self.excess(keep_messages), self.counts()
+        excess = self.excess(keep_messages)
+        if not excess:
+            return
+        counts = self.counts()
         least = min(_WAY_ROWS, _WAY_BYTES * sum(counts[:4]) // counts.size_bytes)
         if excess < least:
             return
