@@ -87,7 +87,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class ReceiptsGiven:
-    """Receipts were published; `unsent` others could not be, there was no connection: who asks again is answered."""
+    """Receipts were published; `unsent` others are given up for want of a connection: who asks again is answered."""
 
     receipts: int
     unsent: int

@@ -28,7 +28,7 @@ from bridge.announcer import Announcer, StatusBoard, system_now
 from bridge.broker import Broker
 from bridge.clock import this_boot
 from bridge.control import Control
-from bridge.disk_queue import DiskQueue, FolderLock, Receipt, open_queue, requeue_dead, written_bytes
+from bridge.disk_queue import DiskQueue, FolderLock, open_queue, requeue_dead, written_bytes
 from bridge.disk_thread import DiskThread
 from bridge.errors import (
     BridgeError,
@@ -49,7 +49,6 @@ from bridge.events import (
     Moving,
     QueueCounted,
     QueueDamaged,
-    ReceiptsGiven,
     RowsMissing,
     Stopping,
 )
@@ -59,13 +58,13 @@ from bridge.liveness import Pulse
 from bridge.log import EventLogger
 from bridge.loss import Loss, LossReason, events_of
 from bridge.loss_teller import LossTeller
-from bridge.message import CLOCK_SET_SINCE, Request, adopt, redated, uuid7
+from bridge.message import CLOCK_SET_SINCE, adopt, redated, uuid7
+from bridge.receipt_giver import ReceiptGiver
 from bridge.rescue import Rescue
-from bridge.status import Bounds, CloudState, Status, leaf_will, object_will, timestamp
+from bridge.status import Bounds, CloudState, Status, leaf_will, object_will
 from bridge.supervisor import Supervisor
 from bridge.topics import own_trees
 from bridge.uploader import Uploader
-from bridge.wire import publish, request_properties, string
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,6 +98,7 @@ class Service:
         bounds = Bounds(settings.queue.max_messages, settings.queue.min_free_disk_bytes)
         self._board = StatusBoard(Status.starting(__version__, settings.device_id, system_now(), bounds))
         self._event_log = EventLogger(time.monotonic)
+        self._receipt_giver = ReceiptGiver(self._emit, time.time)
         self._status_link_error = ""
         self._disk_full = False
 
@@ -155,7 +155,7 @@ class Service:
             keep_seconds=settings.queue.keep_delivered_seconds,
             keep_messages=settings.queue.keep_delivered_messages,
             on_losses=self._tell_losses,
-            on_receipts=self._tell_receipts,
+            on_receipts=self._receipt_giver.give,
         )
         stack.push_async_callback(asyncio.to_thread, self._disk.close)
         former: list[str] = await self._disk.run(lambda queue: queue.noted(_FILTERS_NOTE, _filters, []))
@@ -214,6 +214,7 @@ class Service:
             on_session=self._intake.session,
         )
         self._intake.source = self._broker
+        self._receipt_giver.send = self._broker.send
         self._status_link = Broker(
             settings.mqtt,
             client_id=f"{settings.mqtt.client_id}-status",
@@ -427,17 +428,12 @@ class Service:
         self._event_log(event)
         if isinstance(event, BrokerConnected):
             self._announcer.reconnected()  # the broker may have published this connection's will meanwhile
+            self._receipt_giver.connected()
 
     def _tell_losses(self, losses: Sequence[Loss]) -> None:
         """Raise the counters by what the ledger got, and by nothing else: so they equal it."""
         for event in events_of(losses):
             self._emit(event)
-
-    def _tell_receipts(self, receipts: Sequence[Receipt]) -> None:
-        """Answer those who asked, all of one commit in one write."""
-        at = timestamp(time.time())
-        sent = self._broker.send(b"".join([_receipt_packet(receipt, at) for receipt in receipts]))
-        self._emit(ReceiptsGiven(len(receipts), 0) if sent else ReceiptsGiven(0, len(receipts)))
 
     def _on_status_link(self, event: Event) -> None:
         if isinstance(event, BrokerConnected):
@@ -481,13 +477,6 @@ class Service:
         rest = settings.model_copy(update={"upload": now.upload, "log": log_as_it_was})
         fixed = [name for name in type(rest).model_fields if getattr(rest, name) != getattr(now, name)]
         log.info("configuration reloaded%s", f"; only a restart changes {', '.join(fixed)}" if fixed else "")
-
-
-def _receipt_packet(receipt: Receipt, at: str) -> bytes:
-    """Return a receipt as its PUBLISH, at QoS 0: who misses it asks again."""
-    (response_topic, correlation, _), event_id, state, reason = receipt
-    payload = orjson.dumps({"id": event_id, "state": state, "at": at, "reason": reason})
-    return publish(string(response_topic.encode()), payload, request_properties(Request("", correlation)))
 
 
 async def _within(deadline: float, work: Awaitable[None]) -> None:

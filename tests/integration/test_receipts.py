@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from bridge.client import GivenUpError, NotYetError, PredictionClient, State
+from bridge.disk_queue.mark import read_mark
 from bridge.loss import LossReason
 from tests.harness import eventually, wait_until
 from tests.harness.bridge import StatusReader
 from tests.harness.cloud import answer
 from tests.harness.mosquitto import program
+from tests.harness.proxy import TcpProxy
 from tests.harness.stage import TOPIC, Stage
 
 RECEIPTS = "edge/buffer/receipts/shell"
@@ -34,6 +36,12 @@ def ask(stage: Stage, payload: str, *properties: str, response_topic: str = RECE
     packet: dict[str, Any] = json.loads(done.stdout)
     assert packet["properties"]["correlation-data"] == "c-1"
     return dict(json.loads(packet["payload"]))
+
+
+def waiting(stage: Stage) -> int | None:
+    """How many rows a running bridge has in its queue, by the mark that it writes after each commit."""
+    mark = read_mark(stage.queue_path / "data.db")
+    return mark and mark.waiting
 
 
 def client(stage: Stage, **options: Any) -> PredictionClient:
@@ -72,6 +80,23 @@ async def test_a_delivered_receipt_survives_the_restart_of_the_bridge(stage: Sta
         await asyncio.to_thread(bridge.start().wait_ready)
         async with asyncio.timeout(20):
             assert (await asking).state is State.DELIVERED
+
+
+async def test_a_receipt_waits_for_the_broker_when_the_cloud_was_faster(stage: Stage) -> None:
+    with TcpProxy(stage.broker.port) as proxy:
+        stage.cloud.unreachable()
+        stage.launch(settings={"mqtt.port": proxy.port})
+        async with client(stage, ask_again_seconds=3600) as predictions:
+            asking = asyncio.create_task(predictions.publish({"frame": "a"}, until="delivered"))
+            await eventually(lambda: any(o.reached == 2 for o in predictions._outbox.held()), what="stored")
+            proxy.refuse = True
+            proxy.cut()
+            stage.cloud.reachable()
+            await eventually(lambda: waiting(stage) == 0, 20, "delivered")
+            assert not asking.done()
+            proxy.refuse = False
+            async with asyncio.timeout(20):
+                assert (await asking).state is State.DELIVERED
 
 
 async def test_who_asks_again_for_a_delivered_message_is_answered_at_once(stage: Stage) -> None:
