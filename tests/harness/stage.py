@@ -23,7 +23,7 @@ from typing import Any, Self
 import orjson
 
 from tests.harness import wait_until
-from tests.harness.bridge import BridgeProcess
+from tests.harness.bridge import BridgeProcess, StatusReader
 from tests.harness.cloud import Cloud, answer
 from tests.harness.ledger import Audit, audit
 from tests.harness.mosquitto import Mosquitto
@@ -116,8 +116,8 @@ class Stage:
         bridge = self.bridge().start()
         wait_until(lambda: self.log("subscribed to"), what="subscribed")
         publisher = self.publish(count, payload=payload)
-        mark = self.queue_path / "data.db-mark"
-        wait_until(lambda: f"row {count:020d}" in mark.read_text(), what="stored")
+        with StatusReader(self.settings) as status:  # counts what the broker has its PUBACKs for: it sends none again
+            wait_until(lambda: status.leaves.get("messages/stored") == str(count), what="stored and confirmed")
         if killed:
             bridge.kill()
         else:
