@@ -81,6 +81,7 @@ class QueueConnection(SQLiteAckQueue):
         self._recent, self._leaps = Recent(), Leaps()
         self._changed = self._condemned = self._holds = self._wal_is_due = False
         self._rows_come = False
+        self._descriptor = -1  # of the file, while it is open
         self._batches_written: tuple[tuple[int, int], ...] | None = None  # what edge_batch holds, if it is known
         self.commits = 0  # transactions that wrote; with durability `power` each is a sync
         self.gap: tuple[int, int] | None = None  # rows that were confirmed, by the mark, and are not in the file
@@ -114,6 +115,8 @@ class QueueConnection(SQLiteAckQueue):
     def _new_db_connection(self, path: str, multithreading: bool, timeout: float) -> sqlite3.Connection:  # noqa: ARG002, FBT001 - the stock library's signature
         file = Path(path) / FILE_NAME
         make_private(file)
+        # For as long as the connection lives: to close any descriptor of a file drops all locks that SQLite has on it.
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         connection = sqlite3.connect(file, timeout=1.0, isolation_level=None, check_same_thread=False)
         self._conn = connection  # now, so that it is closed if what follows fails
         refuse_foreign(connection, file)
@@ -247,9 +250,9 @@ class QueueConnection(SQLiteAckQueue):
     # --- a full disk -------------------------------------------------------------------------------------------
 
     def relieve(self) -> None:
-        """Make room on a full disk: put the reserve into the WAL, then write that back. No verb."""
+        """Make room on a full disk: put the reserve into database and WAL, then write that back. No verb."""
         with mapped(self.folder):
-            self._reserve.release_into(self.folder / WAL_NAME)
+            self._reserve.release_into(self._descriptor, self._size_bytes(), self.folder / WAL_NAME)
             self._gather_wal()
         with suppress(PassingError):
             self.checkpoint()
@@ -262,8 +265,7 @@ class QueueConnection(SQLiteAckQueue):
         """
         with mapped(self.folder):
             wal_bytes = (self.folder / WAL_NAME).stat().st_size
-            size_bytes = (self.folder / FILE_NAME).stat().st_size
-            growth_bytes = self._pragma("page_count") * self._pragma("page_size") - size_bytes
+            growth_bytes = self._size_bytes() - (self.folder / FILE_NAME).stat().st_size
         if wal_bytes > _WAL_BYTES_MAX or growth_bytes > self._reserve.growth_bytes_max or self._wal_is_due:
             self._wal_is_due = False
             self.checkpoint()
@@ -388,6 +390,10 @@ class QueueConnection(SQLiteAckQueue):
         self._state = replace(self._state, **changes)  # type: ignore[arg-type] # only the counters are named here
         self._changed = True
 
+    def _size_bytes(self) -> int:
+        """Return how long the database is once the WAL is written back."""
+        return self._pragma("page_count") * self._pragma("page_size")
+
     def _pragma(self, name: str) -> int:
         return int(self._conn.execute(f"PRAGMA {name}").fetchone()[0])
 
@@ -400,6 +406,9 @@ class QueueConnection(SQLiteAckQueue):
         connection: sqlite3.Connection | None = getattr(self, "_conn", None)  # None if opening failed
         if connection is not None:
             connection.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
         if mark := getattr(self, "_mark", None):
             mark.close()
 

@@ -66,15 +66,19 @@ class Reserve:
             return False
         return True
 
-    def release_into(self, wal: Path) -> None:
-        """Release it, and have the WAL take half of the room before others do; the rest is for the database to grow.
+    def release_into(self, database: int, size_bytes: int, wal: Path) -> None:
+        """Release it, and have the database, an open file, grow to this size and the WAL take half of the room.
 
-        SQLite reads zeros behind the last frame as its end, and writes over them.
+        That is done before others can, or nearly so; if they did, what is left is what there is. SQLite goes by the
+        number of pages in the database's header, not by its length; zeros behind the last frame of the WAL it reads
+        as its end, and writes over them.
         """
-        if self.release():
-            descriptor = os.open(wal, os.O_WRONLY | os.O_CLOEXEC)  # no lock of SQLite's is on this file
-            with suppress(OSError):  # then what is left is what there is
-                os.posix_fallocate(descriptor, 0, self.growth_bytes_max)
+        descriptor = os.open(wal, os.O_WRONLY | os.O_CLOEXEC)  # no lock of SQLite's is on this file
+        try:
+            if self.release():
+                _grow(database, size_bytes)
+                _grow(descriptor, self.growth_bytes_max)
+        finally:
             os.close(descriptor)
 
     def keep(self, free_bytes: int) -> None:
@@ -96,6 +100,14 @@ class Reserve:
             _allocate(descriptor, self.size_bytes)
         finally:
             os.close(descriptor)
+
+
+def _grow(descriptor: int, size_bytes: int) -> None:
+    """Lengthen a file by real blocks, if there is room."""
+    length = os.fstat(descriptor).st_size
+    if length < size_bytes:
+        with suppress(OSError):
+            os.posix_fallocate(descriptor, length, size_bytes - length)
 
 
 def _allocate(descriptor: int, size_bytes: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -414,6 +416,27 @@ def test_on_a_full_disk_half_the_reserve_is_the_wals_and_what_it_holds_is_writte
     assert waiting_in(tmp_path / FILE_NAME) == 10
     queue.keep_reserve()
     assert (queue._reserve.spent, queue._reserve.held) == (False, True)
+
+
+def test_on_a_full_disk_the_database_has_its_room_before_the_wal_is_written_back_and_keeps_its_locks(
+    queue: DiskQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> None:
+        length.append((tmp_path / FILE_NAME).stat().st_size)
+
+    length: list[int] = []
+    queue.keep_reserve()
+    put(queue, 200)
+    before = (tmp_path / FILE_NAME).stat().st_size
+    wanted = queue._pragma("page_count") * queue._pragma("page_size")
+    monkeypatch.setattr(queue, "checkpoint", look)
+    queue.relieve()
+    assert before < wanted == length[0]
+    assert queue._conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    reading = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('SELECT * FROM edge_state')"
+    command = [sys.executable, "-c", reading, tmp_path / FILE_NAME]
+    other = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "database is locked" in other.stderr
 
 
 # ---- what it remembers ----

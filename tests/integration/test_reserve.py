@@ -74,17 +74,42 @@ def test_its_room_is_given_back_once(small: Reserve, tmp_path: Path) -> None:
     assert small.release() is False
 
 
-def test_the_wal_takes_half_of_its_room_and_keeps_what_it_has(small: Reserve, tmp_path: Path) -> None:
-    wal = tmp_path / "wal"
+def test_the_database_grows_and_the_wal_takes_half_of_its_room_and_both_keep_what_they_have(
+    small: Reserve, tmp_path: Path
+) -> None:
+    wal, database = tmp_path / "wal", tmp_path / "database"
     wal.write_bytes(b"frames")
+    database.write_bytes(b"pages")
     small.keep(1 << 40)
     open_before = descriptors()
-    small.release_into(wal)
-    assert (wal.stat().st_size, wal.read_bytes()[:6]) == (MEBIBYTE // 2, b"frames")
+    with database.open("r+b") as opened:
+        small.release_into(opened.fileno(), 81920, wal)
+        assert (wal.stat().st_size, wal.read_bytes()[:6]) == (MEBIBYTE // 2, b"frames")
+        assert (database.stat().st_size, database.read_bytes()[:5]) == (81920, b"pages")
+        assert database.stat().st_blocks * 512 >= 81920, "real blocks"
+        wal.write_bytes(b"frames")
+        small.release_into(opened.fileno(), MEBIBYTE, wal)
+        assert (wal.stat().st_size, database.stat().st_size) == (6, 81920), "there was nothing left to give"
     assert descriptors() == open_before
+
+
+def test_a_database_that_is_long_enough_is_left_as_it_is_and_want_of_room_is_no_error(
+    small: Reserve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "others were faster")
+
+    wal, database = tmp_path / "wal", tmp_path / "database"
     wal.write_bytes(b"frames")
-    small.release_into(wal)
-    assert wal.stat().st_size == 6, "there was nothing left to give"
+    database.write_bytes(b"pages")
+    small.keep(1 << 40)
+    with database.open("r+b") as opened:
+        small.release_into(opened.fileno(), 5, wal)
+        assert database.stat().st_size == 5
+        small.keep(1 << 40)
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        small.release_into(opened.fileno(), 81920, wal)
+    assert (database.stat().st_size, small.held) == (5, False)
 
 
 @pytest.mark.parametrize(
