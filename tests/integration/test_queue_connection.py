@@ -434,7 +434,7 @@ def test_on_a_full_disk_the_database_has_its_room_before_the_wal_is_written_back
     assert before < wanted == length[0]
     assert queue._conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     reading = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('SELECT * FROM edge_state')"
-    command = [sys.executable, "-c", reading, tmp_path / FILE_NAME]
+    command = [sys.executable, "-c", reading, str(tmp_path / FILE_NAME)]
     other = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "database is locked" in other.stderr
 
