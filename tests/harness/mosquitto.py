@@ -25,6 +25,8 @@ PLUGIN_PATTERNS = (
     "usr/lib*/mosquitto_dynamic_security.so",  # Alpine, Fedora
     "opt/homebrew/lib/mosquitto_dynamic_security.so",
 )
+# Its port is open before its main loop runs, and a SIGTERM in between is forgotten: only an answer says that it is up.
+_CONNECT, _CONNACK = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00", b"\x20"
 START_SECONDS = 10
 STOP_SECONDS = 20
 
@@ -110,7 +112,7 @@ class Mosquitto:
             self._process = subprocess.Popen(
                 [executable, "-c", str(conf)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_until(self._answers, START_SECONDS, "mosquitto listens")
+        wait_until(self._answers, START_SECONDS, "mosquitto answers")
         return self
 
     def stop(self) -> None:
@@ -151,8 +153,9 @@ class Mosquitto:
 
     def _answers(self) -> bool:
         assert self.running, f"mosquitto ended: {self.log}"
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-            return True
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as link:
+            link.sendall(_CONNECT)
+            return link.recv(1) == _CONNACK
         return False
 
     def _end(self, how: signal.Signals) -> None:
