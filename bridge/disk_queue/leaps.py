@@ -9,6 +9,8 @@ put back makes rows live longer, and so does a restart count by the time of day 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
+from collections.abc import Sequence
 
 from bridge.message import CLOCK_SET_SINCE
 
@@ -17,7 +19,7 @@ _LEAPS_MAX = 100
 
 
 class Leaps:
-    """`look` before rows are stored and judged; `seconds` is what a row's age must be counted without."""
+    """`look` before rows are stored and judged, `stored` after; `seconds` is what an age must be counted without."""
 
     def __init__(self) -> None:
         self._wall, self._steady = time.time(), _steady_seconds()
@@ -32,6 +34,13 @@ class Leaps:
             self._leaps = [*self._leaps, (newest, step)][-_LEAPS_MAX:]
         elif step < -LEAP_SECONDS_MIN:
             self._take_back(-step)
+
+    def stored(self, newest: int, received_at: Sequence[float]) -> None:
+        """Hear of rows just stored, the last of them `newest`: the first may have come before the last leap."""
+        if self._leaps:
+            _, step = self._leaps[-1]
+            if early := bisect_right(received_at, self._wall - step / 2):  # nearer to the time before it than to now
+                self._leaps[-1] = (newest - len(received_at) + early, step)
 
     def seconds(self, row_id: int) -> float:
         """Return how far the clock was put forward since this row was stored."""

@@ -63,6 +63,7 @@ class DiskQueue(QueueConnection):
                 newest = self._conn.execute(_insert_sql(step, tuple(columns)), values).lastrowid or newest
                 start += step
         self._become(waiting=self._state.waiting + len(rows), newest=newest)
+        self._leaps.stored(newest, columns["timestamp"])
         if "expires_at" in columns or min(columns["timestamp"]) < CLOCK_SET_SINCE:
             self._recent.clear()  # when it is taken it may have expired, or get its right time
         else:

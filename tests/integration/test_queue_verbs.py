@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Selection
+from bridge.disk_queue import FILE_NAME, DiskQueue, NewRow, Selection, leaps
 from bridge.disk_queue import queue as queue_module
 from bridge.disk_queue.mark import Mark, read_mark
 from bridge.disk_queue.queue import SPAN_ROWS_MIN
@@ -236,7 +237,7 @@ def test_a_row_expires_at_its_second_unless_it_was_counted_from_an_unset_clock(
     queue: DiskQueue, monkeypatch: pytest.MonkeyPatch, expires_at: float, taken: list[int]
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1.8e9)
-    put(queue, NewRow(event("m1"), 1.7e9, None, None, expires_at))
+    put(queue, NewRow(event("m1"), 1.8e9, None, None, expires_at))
     expected = [1] if expires_at <= SET else taken
     assert take(queue) == expected
     assert queue.ledger.totals() == ({} if expected else {"expired": 1})
@@ -418,6 +419,22 @@ def test_of_what_is_too_old_only_what_was_dated_goes_and_never_what_came_later(q
         assert queue.drop_oldest(2, 0, LossReason.MAX_AGE, 2e9 + 5)[0] == 2
         assert queue.drop_oldest(100, 0, LossReason.MAX_AGE, 2e9 + 5)[0] == 0
     assert take(queue) == [2, 3, 5, 6]
+
+
+def test_a_clock_put_forward_while_rows_are_on_their_way_to_the_disk_makes_them_no_older(
+    queue: DiskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received_at, steady = time.time(), leaps._steady_seconds()
+    monkeypatch.setattr("time.time", lambda: received_at + 3600)
+    with queue.transaction():  # the leap is seen before the rows that were received before it are there
+        assert queue.drop_oldest(10, 0, LossReason.MAX_AGE, received_before=time.time() - 1800) == (0, 0)
+    put(queue, new(1, received_at), new(2, received_at + 3600))
+    with queue.transaction():
+        assert queue.drop_oldest(10, 0, LossReason.MAX_AGE, received_before=time.time() - 1800) == (0, 0)
+    monkeypatch.setattr(leaps, "_steady_seconds", lambda: steady + 1801)
+    monkeypatch.setattr("time.time", lambda: received_at + 3600 + 1801)
+    with queue.transaction():
+        assert queue.drop_oldest(10, 0, LossReason.MAX_AGE, received_before=time.time() - 1800)[0] == 2
 
 
 def test_what_is_given_up_is_no_longer_taken_from_memory(queue: DiskQueue) -> None:

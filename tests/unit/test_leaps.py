@@ -56,6 +56,19 @@ def test_a_leap_counts_for_the_rows_that_were_there_before_it(now: Time) -> None
     assert [seen.seconds(row_id) for row_id in (5, 6, 8, 9)] == [YEARS + 3600, 3600, 3600, 0]
 
 
+def test_what_was_received_before_a_leap_and_stored_after_it_is_older_than_it(now: Time) -> None:
+    seen = Leaps()
+    before = now.wall
+    seen.look(5)
+    now.pass_(0.5)
+    now.wall += YEARS
+    seen.look(5)
+    seen.stored(8, (before, before + 0.5, now.wall))
+    assert [seen.seconds(row_id) for row_id in (5, 7, 8)] == [YEARS, YEARS, 0]
+    seen.stored(9, (now.wall,))
+    assert seen.seconds(9) == 0
+
+
 @pytest.mark.parametrize(
     ("back", "left"),
     [
