@@ -41,6 +41,9 @@ class Clock:
             "LD_PRELOAD": found[0],
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
+            # CPython waits for its interpreter lock in steps of 5 ms of the steady clock. libfaketime shifts those
+            # deadlines, too (until its #503): after a jump ahead a bridge would spin, after one back it would starve.
+            "FAKETIME_WAIT_MS": "5",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_DONT_RESET": "1",
         }
