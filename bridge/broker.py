@@ -560,6 +560,7 @@ async def watch_topic(settings: MqttSettings | BrokerAddress, topic: str) -> Asy
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await broker.subscribed.wait()
     if error or refused:
+        await broker.farewell()
         hint = "check mqtt.host, mqtt.port, mqtt.username and mqtt.password"
         raise OperatorError(refused[0], hint) if refused else FaultError(error, hint)
     holding = asyncio.ensure_future(broker.hold())

@@ -181,8 +181,8 @@ class Story:
 
     async def _take_the_cloud_away(self, cameras: Cameras) -> _Absence:
         with self._act(Act.OUTAGE) as result:
-            await cameras.allow(self._share(OUTAGE_ENDS))
             await asyncio.to_thread(self._cloud.lose_an_answer)
+            await cameras.allow(self._share((FLOW_ENDS + OUTAGE_ENDS) / 2))  # the rest finds no cloud
             await self._until(
                 lambda: asyncio.to_thread(self._cloud.has_lost_it), "an answer to get lost", self._stage.bridge
             )

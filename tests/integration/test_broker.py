@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -270,8 +271,11 @@ async def test_watching_a_topic_without_a_broker_says_so() -> None:
 
 async def test_watching_a_topic_that_is_refused_says_so(tmp_path: Path, mosquitto_installed: None) -> None:
     refused = pytest.raises(OperatorError, match="refused the subscription to edge/buffer/status")
-    with Mosquitto(tmp_path / "m", refused_filters=("edge/buffer/status",)) as mosquitto, refused:
-        await anext(watch_topic(settings(mosquitto.port), "edge/buffer/status"))
+    with Mosquitto(tmp_path / "m", refused_filters=("edge/buffer/status",)) as mosquitto:
+        with refused:
+            await anext(watch_topic(settings(mosquitto.port), "edge/buffer/status"))
+        gone = re.compile(r"Client edge-bridge-watch-\w+ disconnected")
+        await eventually(lambda: gone.search(mosquitto.log), what="it leaves no connection behind")
 
 
 async def test_publishing_without_a_connection_is_refused_and_not_kept() -> None:
