@@ -18,8 +18,8 @@ RECONNECT_SECONDS_MAX = 30
 
 def wait_saved(stage: Stage) -> None:
     """Wait until the broker has saved by the clock. It confirms nothing while it saves, so one save has all of it."""
-    saved_at = stage.broker._saved_at()
-    wait_until(lambda: stage.broker._saved_at() != saved_at, what="autosave")
+    saved_at = stage.broker.saved_at_ns()
+    wait_until(lambda: stage.broker.saved_at_ns() != saved_at, what="autosave")
 
 
 @contextmanager

@@ -130,9 +130,9 @@ class Mosquitto:
 
     def save(self) -> None:
         """Have the broker write its persistence file now."""
-        before = self._saved_at()
+        before = self.saved_at_ns()
         os.kill(self.pid, signal.SIGUSR1)
-        wait_until(lambda: self._saved_at() != before, what="mosquitto.db written")
+        wait_until(lambda: self.saved_at_ns() != before, what="mosquitto.db written")
 
     def __enter__(self) -> Self:
         return self.start()
@@ -146,7 +146,8 @@ class Mosquitto:
     def _log_path(self) -> Path:
         return self.folder / "mosquitto.log"
 
-    def _saved_at(self) -> int:
+    def saved_at_ns(self) -> int:
+        """When the broker last wrote its persistence file; 0 if it has not yet."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "mosquitto.db").stat().st_mtime_ns
         return 0
@@ -161,9 +162,14 @@ class Mosquitto:
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
             assert self.running, f"mosquitto ended by itself, and whoever connected since was elsewhere: {self.log}"
-            self._process.send_signal(how)
-            self._process.wait(STOP_SECONDS)
-            self._process = None
+            process, self._process = self._process, None
+            process.send_signal(how)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()  # or it would fail another test, too
+                process.wait()
+                raise AssertionError(f"mosquitto did not end by {how.name}: {self.log}") from None
 
     def _conf(self) -> str:
         """The shipped file with our port and paths; each key that we change must stand in it exactly once."""

@@ -230,7 +230,8 @@ def test_doctor_says_the_same_to_programs_and_to_people_and_packs_it_for_support
     assert (as_json.exit_status, document["healthy"]) == (1, False)
     as_text = edge_bridge("doctor", "--bundle", "support.tar.gz", **variables)
     assert as_text.exit_status == 1
-    assert [f"{line['grade']:<4}  {line['check']}" in as_text.stdout for line in document["lines"]].count(False) == 0
+    same = [line for line in document["lines"] if line["check"] != "disk speed"]  # measured anew, it may differ
+    assert [f"{line['grade']:<4}  {line['check']}" in as_text.stdout for line in same].count(False) == 0
     assert "wrote support.tar.gz" in as_text.stdout
     with tarfile.open(tmp_path / "support.tar.gz") as bundle:
         assert any(name.endswith("configuration.json") for name in bundle.getnames())

@@ -146,7 +146,7 @@ async def test_a_conversation_that_begins_while_it_stops_is_ended_too(tmp_path: 
 
 def test_a_long_list_comes_whole_while_messages_flow(stage: Stage) -> None:
     stage.cloud.unreachable()
-    bridge = stage.launch(settings={"queue.keep_delivered_messages": 50_000})
+    bridge = stage.launch(settings={"queue.keep_delivered_messages": 50_000, "upload.retry_max_seconds": 0.5})
     stage.publish(20_000, window=2000)
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)} | environment(stage.settings)
     command = [sys.executable, "-m", "bridge", "queue", "list", "--json"]

@@ -29,9 +29,10 @@ class CountingQueue(DiskQueue):
     fail_next: Exception | None = None
 
     def _write_state(self, state: object) -> None:
+        hold = self.hold
         self.writes += 1
-        if self.hold:
-            self.hold.wait()
+        if hold:
+            hold.wait()
         if self.fail_next:
             error, self.fail_next = self.fail_next, None
             raise error
@@ -58,16 +59,17 @@ def put(disk: DiskThread, rows: int = 1) -> asyncio.Future[None]:
 
 async def test_what_comes_while_a_group_is_written_is_one_transaction(disk: DiskThread, queue: CountingQueue) -> None:
     await put(disk)
-    queue.hold = threading.Event()
+    before, hold = queue.writes, threading.Event()
+    queue.hold = hold
     first = put(disk)
-    await eventually(lambda: disk.stalled_seconds() > 0)
+    await eventually(lambda: queue.writes > before)
+    assert disk.stalled_seconds() > 0
     others = [put(disk) for _ in range(20)]
     assert not any(future.done() for future in [first, *others])
-    before, hold = queue.writes, queue.hold
     queue.hold = None
     hold.set()
     await asyncio.gather(first, *others)
-    assert queue.writes - before == 1
+    assert queue.writes - before == 2
     assert queue.counts().ready == 22
 
 
@@ -95,9 +97,9 @@ async def test_on_a_full_disk_acks_of_the_same_group_still_pass(disk: DiskThread
     rows = await disk.take(3, 1 << 20)
     pages = await disk.run(lambda queue: queue._pragma("page_count"))
     await disk.run(lambda queue: queue._conn.execute(f"PRAGMA max_page_count = {pages + 1}").fetchall())
-    queue.hold = threading.Event()
+    before, queue.hold = queue.writes, threading.Event()
     blocker = put(disk)
-    await eventually(lambda: disk.stalled_seconds() > 0)
+    await eventually(lambda: queue.writes > before)
     failing, acking = put(disk, 5000), asyncio.ensure_future(disk.ack([row.row_id for row in rows]))
     await asyncio.sleep(0)  # lets the ack be handed over
     hold, queue.hold = queue.hold, None

@@ -157,7 +157,7 @@ async def test_receipts_at_500_messages_a_second_come_soon(stage: Stage) -> None
     stage.launch()
     async with client(stage) as predictions:
         await predictions.publish({"frame": -1}, until="stored", timeout=10)
-        for _ in range(3):
+        for _ in range(10):  # seconds: a busy machine is slow in some of them, Nagle's algorithm in each
             latencies = await receipt_latencies(predictions, 500)
             print(f"p50 {latencies[250] * 1000:.1f} ms, p99 {latencies[495] * 1000:.1f} ms")  # noqa: T201
             if latencies[250] < 0.02:

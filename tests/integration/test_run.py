@@ -48,6 +48,14 @@ def test_it_runs_until_sigterm_and_exits_0(
 
     with Stage(tmp_path / "stage", mosquitto) as stage:
         seen: list[object] = []
+        reloaded = threading.Event()
+
+        def note(record: logging.LogRecord) -> bool:
+            if record.msg.startswith("configuration reloaded"):
+                reloaded.set()
+            return True
+
+        monkeypatch.setattr(logging.getLogger("bridge"), "filters", [note])
 
         def play() -> None:
             try:
@@ -56,7 +64,7 @@ def test_it_runs_until_sigterm_and_exits_0(
                     stage.publish(10)
                     os.kill(os.getpid(), signal.SIGHUP)
                     wait_until(lambda: stage.cloud.unique == 10)
-                    seen.append(status.state)
+                    seen.append((status.state, reloaded.wait(10)))
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -65,7 +73,7 @@ def test_it_runs_until_sigterm_and_exits_0(
         player.start()
         shown = edge_bridge("run", **environment(stage.settings))
         player.join()
-    assert (shown.exit_status, shown.stdout, seen) == (0, "", ["online"])
+    assert (shown.exit_status, shown.stdout, seen) == (0, "", [("online", True)])
     assert '"configuration reloaded"' in shown.stderr
     assert '"stopping in order"' in shown.stderr
     assert (stage.queue_path / "data.db").stat().st_mode & 0o077 == 0
