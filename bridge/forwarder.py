@@ -308,6 +308,8 @@ class _Lane(Generic[PreparedT]):
             if not self._of.outbox.waiting_seconds():
                 await self._written()
             await self._wait(self.agenda.wait_seconds(self._now()), self._of.outbox.ready())
+            if not self._of.outbox.waiting_seconds():
+                return  # woken by something else: the linger begins with the first row
             await self._linger()
         await self._fetch()
 

@@ -41,7 +41,7 @@ class MemoryOutbox:
         self.dead: dict[int, DeadRow] = {}
         self.takes: list[tuple[int, int, int]] = []
         self.faults: list[Exception] = []
-        self.waited = 0.0
+        self.waited = 1e-9
         self._ready = asyncio.Event()
         self._ready.set()
 
@@ -336,13 +336,35 @@ async def test_whole_batches_of_large_rows_are_those_that_fit_into_a_body() -> N
 async def test_a_batch_lingers_from_when_its_first_row_came_be_that_during_the_last_post() -> None:
     scene = Scene(0, ok, batch_messages=10, linger_ms=20)
     async with scene.running():
-        for waited, lingers in ((0.0, [0.02]), (0.015, [0.005]), (0.02, []), (5.0, [])):
+        for waited, lingers in ((1e-9, [0.02]), (0.015, [0.005]), (0.02, []), (5.0, [])):
             await scene.until(lambda: bool(scene.outbox.takes) and scene.outbox.takes[-1][2] == 0)
             scene.slept.clear()
             scene.outbox.waited = waited
             scene.outbox.put([row(len(scene.outbox.acked))])
             await scene.until(lambda: scene.outbox.is_settled)
             assert [*filter(None, scene.slept)] == [pytest.approx(seconds) for seconds in lingers]
+
+
+async def turns(number: int) -> None:
+    """Let everything go as far as it can without time."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def test_the_linger_begins_with_the_first_row_and_not_when_it_is_woken_by_something_else() -> None:
+    scene = Scene(0, ok, batch_messages=10, linger_ms=20)
+    async with scene.running():
+        await turns(100)
+        scene.slept.clear()
+        takes = len(scene.outbox.takes)
+        scene.forwarder.reconfigure(scene.settings)
+        await turns(100)
+        assert [*filter(None, scene.slept)] == []
+        assert len(scene.outbox.takes) == takes, "nothing is there to be taken"
+        scene.outbox.put([row(0), row(1)])
+        await scene.until(lambda: scene.outbox.is_settled)
+    assert [len(batch.rows) for batch in scene.cloud.posts] == [2]
+    assert [*filter(None, scene.slept)] == [pytest.approx(0.02)]
 
 
 async def test_a_drained_queue_lingers_and_a_full_one_does_not() -> None:
@@ -353,7 +375,7 @@ async def test_a_drained_queue_lingers_and_a_full_one_does_not() -> None:
         await scene.until(lambda: scene.outbox.takes[-1][2] == 0)
         scene.outbox.put([row(100)])
         await scene.until(lambda: scene.outbox.is_settled)
-    assert 0.02 in scene.slept
+    assert scene.slept[-1] == pytest.approx(0.02)
 
 
 async def test_what_is_taken_at_once_fits_into_one_batch() -> None:
