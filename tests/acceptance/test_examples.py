@@ -33,7 +33,7 @@ def run(stage: Stage, name: str, *words: str) -> str:
 
 
 def frames(stage: Stage) -> list[object]:
-    return [json.loads(arrivals[0].data)["data"].get("frame") for arrivals in stage.cloud.stored.values()]
+    return [json.loads(arrivals[0].data)["data"].get("frame") for arrivals in list(stage.cloud.stored.values())]
 
 
 def test_the_classifier_publishes_every_frame(stage: Stage) -> None:
@@ -47,7 +47,7 @@ def test_the_camera_loop_waits_for_its_alarms(stage: Stage) -> None:
     stage.launch()
     output = run(stage, "camera_loop.py", "--frames", "200")
     wait_until(lambda: sorted(frames(stage), key=str) == sorted(range(200), key=str), 20)
-    cracks = [arrivals for arrivals in stage.cloud.stored.values() if b'"label":"crack"' in arrivals[0].data]
+    cracks = [arrivals for arrivals in list(stage.cloud.stored.values()) if b'"label":"crack"' in arrivals[0].data]
     assert output.count("alarm is delivered") == len(cracks)
 
 

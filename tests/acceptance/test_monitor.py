@@ -18,7 +18,7 @@ def waiting(status_tree: Tree) -> int:
 
 async def test_it_waits_until_the_queue_is_drained_and_keeps_a_history(stage: Stage) -> None:
     stage.cloud.unreachable()
-    stage.launch()
+    stage.launch(settings={"upload.retry_max_seconds": 1})
     async with Monitor(port=stage.broker.port) as monitor:
         stage.publish(100)
         await monitor.until(lambda status_tree: waiting(status_tree) == 100, timeout=20)

@@ -40,9 +40,9 @@ def backlog(stage: Stage, disk: SmallDisk) -> Iterator[tuple[BridgeProcess, Stat
     """A bridge with a backlog in its queue, a cloud that is away, and a reserve that is made."""
     stage.queue_path = disk.inside / "queue"
     stage.cloud.always(answer(503))
-    bridge = stage.bridge(wrapper=disk.wrapper, settings=SETTINGS).start()
+    bridge = stage.launch(wrapper=disk.wrapper, settings=SETTINGS)
     with StatusReader(stage.settings) as status:
-        wait_until(lambda: status.state, 15, "a status")
+        wait_until(lambda: status.whole, what="a status")
         publisher = stage.publish(BACKLOG)
         wait_until(lambda: waiting(status) == BACKLOG, 15, "all stored")
         wait_until((disk.folder / "queue" / "reserve").exists, what="a reserve")

@@ -16,6 +16,7 @@ from tests.harness.mosquitto import Mosquitto
 
 BOUND = 50
 AWAY = answer(503)
+IN_FIVES = {"batch_messages": 5, "linger_ms": 400}  # what is published at once is there before the first is taken
 WAITING = "SELECT COUNT(*) FROM ack_queue_default WHERE status < 2"
 LOST_IDS = "SELECT value FROM edge_loss, json_each(event_ids) ORDER BY loss_id, key"
 
@@ -45,7 +46,7 @@ def test_what_is_dropped_is_counted_listed_and_exactly_what_the_cloud_lacks(
     tmp_path: Path, mosquitto: Mosquitto, policy: str
 ) -> None:
     settings = {"queue.max_messages": BOUND, "queue.overflow": policy}
-    with on_stage(tmp_path, mosquitto, AWAY, upload={"batch_messages": 5}, settings=settings) as stage:
+    with on_stage(tmp_path, mosquitto, AWAY, upload=IN_FIVES, settings=settings) as stage:
         stage.publish_numbered(15)
         wait_until(lambda: stage.status["queue"]["taken"] == 10, what="a batch under way and one ahead")
         for _ in range(15):
@@ -92,12 +93,12 @@ def test_killed_under_load_at_its_bound_nothing_is_gone_without_a_line_in_the_le
 
 
 def test_block_loses_nothing_and_misses_no_keep_alive(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    settings = {"queue.max_messages": BOUND, "queue.overflow": "block", "mqtt.keepalive_seconds": 1}
+    settings = {"queue.max_messages": BOUND, "queue.overflow": "block", "mqtt.keepalive_seconds": 2}
     with on_stage(tmp_path, mosquitto, AWAY, settings=settings) as stage:
         stage.publish_numbered(300)
         wait_until(lambda: "queue.max_messages" in (stage.status["reason"] or ""), what="blocked")
         uptime_seconds = stage.status["uptime_seconds"]
-        wait_until(lambda: stage.status["uptime_seconds"] > uptime_seconds + 3, what="three times the keep-alive")
+        wait_until(lambda: stage.status["uptime_seconds"] > uptime_seconds + 6, what="three times the keep-alive")
         status = stage.status
         assert (status["broker"]["connected"], status["broker"]["reconnects"]) == (True, 0)
         held = waiting(stage)

@@ -42,7 +42,7 @@ def test_a_bad_hour_loses_nothing_and_takes_one_request_for_each_refusal(tmp_pat
         gaps = gaps_seconds(stage)
         assert gaps[2] >= 1.0, "Retry-After of 429"
         assert gaps[4] >= 1.0, "Retry-After of 503"
-        assert gaps[5] >= 0.5, "the time-out"
+        assert gaps[4] + gaps[5] >= 1.0 + 0.5, "and the time-out: it began before the cloud had read the request"
         # One row goes as a probe in a long outage, and a batch may have been cut in two by the linger.
         assert len(stage.cloud.requests) <= len(bad_hour) + 3
 

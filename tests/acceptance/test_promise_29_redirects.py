@@ -38,9 +38,10 @@ def wait_paused(stage: CloudStage, status_code: int) -> None:
 
 
 def test_no_redirect_is_followed_to_another_origin_and_none_loses_a_row(stage: CloudStage, elsewhere: Cloud) -> None:
-    stage.cloud.always(redirect(elsewhere.url, STATUSES[0]))
+    stage.cloud.always(redirect(elsewhere.url + "collect?token=", STATUSES[0]))
     stage.publish_numbered(10)
-    for status_code in STATUSES:
+    wait_paused(stage, STATUSES[0])
+    for status_code in STATUSES[1:]:
         stage.cloud.always(redirect(elsewhere.url + "collect?token=", status_code))
         stage.hang_up()  # a probe at once
         wait_paused(stage, status_code)

@@ -28,8 +28,9 @@ def test_sigterm_under_load_ends_in_order_and_loses_nothing(stage: Stage, respon
         stop_seconds = time.monotonic() - asked_at
         figures.most(stop_s=stop_seconds)
         assert stop_seconds < GRACE_SECONDS + 1, "and a second to say goodbye and close the file"
-        wait_until(lambda: (status.state, status.whole.get("state")) == ("offline", "offline"), what="offline")
-        assert status.whole["reason"] == status.leaves["reason"] == "stopped"
+        wait_until(lambda: status.state == status.whole.get("state") == "offline", what="offline")
+        wait_until(lambda: status.leaves["reason"] == "stopped", what="why, in a packet of its own")
+        assert status.whole["reason"] == "stopped"
     stage.check_database()
     stage.cloud.always()
     stage.launch()

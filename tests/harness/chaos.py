@@ -183,9 +183,11 @@ def cloud_unreachable(chaos: Chaos) -> Iterator[str]:
 
 def freeze(chaos: Chaos) -> Iterator[str]:
     pid = chaos.bridge.pid
-    os.kill(pid, signal.SIGSTOP)
+    with contextlib.suppress(ProcessLookupError):  # another fault may be ending it
+        os.kill(pid, signal.SIGSTOP)
     yield "the bridge is frozen"
-    os.kill(pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def connection_cut(chaos: Chaos) -> Iterator[str]:
