@@ -98,7 +98,8 @@ class Salvager:
         """Return the highest row id given out and the number of rows waiting, by whatever knows more of them."""
         sequences = [record.values for record in self._table("sqlite_sequence")]
         newest = [_count(values[1]) for values in sequences if len(values) > 1 and values[0] == _TABLE]
-        waiting = [_count(record.values[1]) for record in self._table("edge_state") if len(record.values) > 1]
+        states = [_count(record.values[1]) for record in self._table("edge_state") if len(record.values) > 1]
+        waiting = [number for number in states if number is not None]
         in_file = max((number for number in newest if number is not None and number < _ID_MAX), default=None)
         mark = self._mark
         if mark and (in_file is None or mark.newest > in_file or not waiting):

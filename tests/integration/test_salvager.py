@@ -139,12 +139,14 @@ def test_only_the_sequence_of_the_rows_counts(file: Path) -> None:
         (Mark(8, 18), 17, 17),
         (Mark(10, 18), 17, 18),  # newer
         (Mark(9, 18), None, 18),  # all that is left
+        (Mark(9, 18), "'x'", 18),
+        (None, "'x'", None),
         (Mark(9, 2), None, 7),  # seven were found
         (None, None, None),
     ],
 )
 def test_how_many_were_waiting_is_known_by_whatever_knows_more(
-    file: Path, queue: DiskQueue, marked: Mark | None, in_file: int | None, total: int | None
+    file: Path, queue: DiskQueue, marked: Mark | None, in_file: int | str | None, total: int | None
 ) -> None:
     Path(f"{file}-mark").unlink()
     if marked:
