@@ -209,19 +209,23 @@ class Broker:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
         """Publish at QoS 0, now or never: False if there is no connection or it is backed up."""
-        if not self.connected or len(self._client._out_packet) > _UNSENT_PACKETS_MAX:  # noqa: SLF001
+        if not self._has_room:
             return False
         self._client.publish(topic, payload, qos=0, retain=retain)
         self._client.loop_write()
         return True
 
     def send(self, packets: bytes) -> bool:
-        """Write whole packets in one piece; False if there is no connection, or it is backed up."""
-        if not self._fast or not self.connected or len(self._client._out_packet) > _UNSENT_PACKETS_MAX:  # noqa: SLF001
+        """Write whole packets of MQTT 5 in one piece; False if there is no connection, or it is backed up."""
+        if not self._fast or not self._mqtt5 or not self._has_room:
             return False
         self._client._packet_queue(paho.PUBACK, packets, 0, 0)  # noqa: SLF001 - see lane_fits()
         self._client.loop_write()
         return True
+
+    @property
+    def _has_room(self) -> bool:
+        return self.connected and len(self._client._out_packet) <= _UNSENT_PACKETS_MAX  # noqa: SLF001
 
     def pause_reading(self) -> None:
         """Leave what arrives in the kernel's buffers, so that the broker is held back by TCP itself."""

@@ -91,9 +91,13 @@ class DiskThread:
         """
         since = self._ready_since if self._maybe_ready.is_set() else math.inf
         self._maybe_ready.clear()
-        rows, has_more = await self.run(
-            lambda queue: (queue.take(messages_max, bytes_max, batch=batch, partly=partly), queue.has_ready)
-        )
+        try:
+            rows, has_more = await self.run(
+                lambda queue: (queue.take(messages_max, bytes_max, batch=batch, partly=partly), queue.has_ready)
+            )
+        except PassingError:
+            self.wake()  # they are still there
+            raise
         if rows or has_more:
             self.wake()
         if not rows:  # those that were left go on waiting

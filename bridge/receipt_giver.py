@@ -1,7 +1,7 @@
 """The receipt giver: answers those who asked how far their message came, all of one commit in one write.
 
-Beside the way of a message, at QoS 0: who misses a receipt asks again. One that finds no connection waits here for the
-next one: after a start the cloud may take a row before the broker has let the bridge in.
+Beside the way of a message, at QoS 0: who misses a receipt asks again. One that finds no connection, or one that is
+backed up, waits here, in memory: after a start the cloud may take a row before the broker has let the bridge in.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bridge.message import Request
 from bridge.status import timestamp
 from bridge.wire import publish, request_properties, string
 
-OWED_MAX = 1000  # some 250 KB; a client asks again, so what is more need not be kept
+OWED_MAX = 1000  # some 250 KB, with the longest topics and marks 5 MB; who asks again is answered, so no more is kept
 
 
 class ReceiptGiver:
-    """`give` hears what a commit answers, `connected` that the broker is there; `send` tells whether it could."""
+    """`give` hears what a commit answers, `offer` is called now and then; `send` tells whether it could."""
 
     def __init__(self, emit: Emit, wall: Callable[[], float]) -> None:
         self.send: Callable[[bytes], bool] = lambda _: False
@@ -28,13 +28,13 @@ class ReceiptGiver:
         self._owed: list[bytes] = []
 
     def give(self, receipts: Sequence[Receipt]) -> None:
-        """Publish these and what is still owed; without a connection the newest of them are kept."""
+        """Publish these and what is still owed; what cannot be sent is kept, but for the oldest of too many."""
         at = timestamp(self._wall())
         self._owed += [_packet(receipt, at) for receipt in receipts]
-        self.connected()
+        self.offer()
 
-    def connected(self) -> None:
-        """Publish what is owed."""
+    def offer(self) -> None:
+        """Publish what is owed. Not for a callback of the broker's client: a write that fails calls back, too."""
         if not self._owed:
             return
         if self.send(b"".join(self._owed)):

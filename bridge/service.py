@@ -329,6 +329,7 @@ class Service:
     async def _housekeep(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            self._receipt_giver.offer()
             with contextlib.suppress(PassingError):  # a state that is told below, not an end
                 await self._disk.housekeep()
                 await self._put_times_right()
@@ -428,7 +429,6 @@ class Service:
         self._event_log(event)
         if isinstance(event, BrokerConnected):
             self._announcer.reconnected()  # the broker may have published this connection's will meanwhile
-            self._receipt_giver.connected()
 
     def _tell_losses(self, losses: Sequence[Loss]) -> None:
         """Raise the counters by what the ledger got, and by nothing else: so they equal it."""

@@ -24,6 +24,7 @@ class Leaps:
     def __init__(self) -> None:
         self._wall, self._steady = time.time(), _steady_seconds()
         self._leaps: list[tuple[int, float]] = []  # (the newest row before it, seconds), in order
+        self._may_come = False  # rows that were received before the last of them
 
     def look(self, newest: int) -> None:
         """See whether the clock was put forward or back; rows up to `newest` were there before."""
@@ -32,15 +33,19 @@ class Leaps:
         self._wall, self._steady = wall, steady
         if step > LEAP_SECONDS_MIN and was_set:
             self._leaps = [*self._leaps, (newest, step)][-_LEAPS_MAX:]
+            self._may_come = True
         elif step < -LEAP_SECONDS_MIN:
             self._take_back(-step)
+            self._may_come = False
 
     def stored(self, newest: int, received_at: Sequence[float]) -> None:
         """Hear of rows just stored, the last of them `newest`: the first may have come before the last leap."""
-        if self._leaps:
+        if self._may_come:
             _, step = self._leaps[-1]
-            if early := bisect_right(received_at, self._wall - step / 2):  # nearer to the time before it than to now
+            early = bisect_right(received_at, self._wall - step / 2)  # nearer to the time before it than to now
+            if early:
                 self._leaps[-1] = (newest - len(received_at) + early, step)
+            self._may_come = early == len(received_at)  # they come in order
 
     def seconds(self, row_id: int) -> float:
         """Return how far the clock was put forward since this row was stored."""

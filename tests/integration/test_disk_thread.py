@@ -73,6 +73,23 @@ async def test_what_comes_while_a_group_is_written_is_one_transaction(disk: Disk
     assert queue.counts().ready == 22
 
 
+async def test_rows_that_could_not_be_taken_are_waiting_still(
+    disk: DiskThread, queue: CountingQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DiskFullError("no room for the ledger")
+
+    await put(disk)
+    disk.wake()
+    monkeypatch.setattr(queue, "take", refuse)
+    with pytest.raises(DiskFullError):
+        await disk.take(1, 1000)
+    async with asyncio.timeout(5):
+        await disk.ready()
+    monkeypatch.undo()
+    assert len(await disk.take(1, 1000)) == 1
+
+
 async def test_taking_and_looking_write_nothing(disk: DiskThread, queue: CountingQueue) -> None:
     await put(disk, 5)
     before = queue.writes

@@ -65,8 +65,14 @@ def test_what_was_received_before_a_leap_and_stored_after_it_is_older_than_it(no
     seen.look(5)
     seen.stored(8, (before, before + 0.5, now.wall))
     assert [seen.seconds(row_id) for row_id in (5, 7, 8)] == [YEARS, YEARS, 0]
-    seen.stored(9, (now.wall,))
-    assert seen.seconds(9) == 0
+    seen.stored(9, (before,))  # such as an import of what is old
+    assert [seen.seconds(row_id) for row_id in (7, 8, 9)] == [YEARS, 0, 0]
+    now.wall += 3600
+    seen.look(9)
+    now.wall -= 3600
+    seen.look(9)
+    seen.stored(10, (before,))
+    assert [seen.seconds(row_id) for row_id in (7, 10)] == [YEARS, 0]
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def test_receipts_that_find_no_connection_are_given_once_with_the_next() -> None
     link.give("c")
     assert (link.given, link.events) == ([], [])
     link.up = True
-    link.giver.connected()
-    link.giver.connected()
+    link.giver.offer()
+    link.giver.offer()
     assert link.given == ["a", "b", "c"]
     assert link.events == [ReceiptsGiven(3, 0)]
 
@@ -68,6 +68,6 @@ def test_of_too_many_that_are_owed_the_oldest_are_given_up_and_counted() -> None
     link.give(*ids[:-1])
     link.give(ids[-1])
     link.up = True
-    link.giver.connected()
+    link.giver.offer()
     assert link.given == ids[2:]
     assert link.events == [ReceiptsGiven(0, 1), ReceiptsGiven(0, 1), ReceiptsGiven(OWED_MAX, 0)]
