@@ -17,7 +17,7 @@ from bridge.errors import FaultError, OperatorError
 from bridge.events import BrokerConnected, BrokerLost, Event, SubscriptionGranted, SubscriptionRefused
 from bridge.message import Publish
 from bridge.status import Will
-from bridge.wire import TooLarge
+from bridge.wire import TooLarge, publish, string
 from tests.harness import eventually, free_port
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.proxy import TcpProxy
@@ -38,6 +38,10 @@ class Desk:
     def sink(self, messages: Sequence[Publish | TooLarge], epoch: int) -> None:
         self.messages += messages
         self.epochs += [epoch] * len(messages)
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [message.payload for message in self.messages if isinstance(message, Publish)]
 
     def saw(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -110,6 +114,18 @@ async def test_messages_arrive_and_are_confirmed_on_every_transport(
             await publish_many(mosquitto.port, TOPIC, payloads)
             await eventually(lambda: len(desk.messages) == 2 * len(payloads))
         assert [e.topic_filter for e in desk.saw(SubscriptionGranted)] == ["edge/predictions/#"]
+
+
+@pytest.mark.parametrize(("protocol", "is_sent"), [("5", True), ("3.1.1", False)])
+async def test_whole_packets_are_those_of_mqtt_5(mosquitto: Mosquitto, protocol: str, is_sent: bool) -> None:
+    desk = Desk()
+    packet = publish(string(f"{TOPIC}/whole".encode()), b"1")
+    async with running(settings(mosquitto.port, protocol=protocol), desk) as broker:
+        await eventually(broker.subscribed.is_set)
+        assert broker.send(packet) is is_sent
+        await publish_many(mosquitto.port, TOPIC, [b"2"])
+        await eventually(lambda: b"2" in desk.payloads)
+    assert desk.payloads == [b"1", b"2"][not is_sent :]
 
 
 @pytest.mark.parametrize("fast", LANES)
