@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import encodings.idna  # noqa: F401 - looking a host up needs it; once no descriptor is free it cannot be loaded
 import select
 import socket
 import ssl

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from bridge.events import BrokerConnected, BrokerLost, Event, SubscriptionGrante
 from bridge.message import Publish
 from bridge.status import Will
 from bridge.wire import TooLarge, publish, string
-from tests.harness import eventually, free_port
+from tests.harness import REPOSITORY, eventually, free_port
 from tests.harness.mosquitto import Mosquitto
 from tests.harness.proxy import TcpProxy
 from tests.harness.publisher import publish_many
@@ -278,6 +280,15 @@ async def test_the_will_is_published_when_the_connection_dies_and_not_after_a_fa
             assert await anext(watch) == b"goodbye"
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(watch), 0.3)
+
+
+def test_a_host_can_be_looked_up_without_a_free_descriptor() -> None:
+    looking = (
+        "import bridge.broker, resource, socket; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3));"
+        "print(socket.getaddrinfo('127.0.0.1', 1883)[0][4])"
+    )
+    done = subprocess.run([sys.executable, "-c", looking], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.stdout == "('127.0.0.1', 1883)\n", done.stderr
 
 
 async def test_watching_a_topic_without_a_broker_says_so() -> None:
