@@ -85,6 +85,8 @@ def shortage(error: BaseException, what: object) -> ShortageError | None:
         return ShortageError(what, "no memory")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
         return ShortageError(what, str(error.strerror))
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":  # CPython has no error of its own
+        return ShortageError(what, "no memory or no thread")
     return None
 
 
