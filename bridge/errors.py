@@ -81,6 +81,9 @@ class ShortageError(PassingError):
 
 def shortage(error: BaseException, what: object) -> ShortageError | None:
     """Return what to tell if an error only means that the process got no memory or no file descriptor."""
+    if isinstance(error, BaseExceptionGroup):  # of a task group, such as the uploader's lanes
+        found = [shortage(one, what) for one in error.exceptions]
+        return found[0] if all(found) else None
     if isinstance(error, MemoryError):
         return ShortageError(what, "no memory")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):

@@ -79,6 +79,7 @@ def test_a_fault_of_ours_is_one_line_too_and_a_traceback_only_on_request(
     [
         (KeyboardInterrupt(), 130, ""),
         (MemoryError(), 1, "edge-bridge: error: no memory for the process"),
+        (ExceptionGroup("lanes", [MemoryError()]), 1, "edge-bridge: error: no memory for the process"),
         (RuntimeError("can't start new thread"), 1, "edge-bridge: error: no memory or no thread for the process"),
         (OSError(errno.EMFILE, "Too many open files"), 1, "edge-bridge: error: Too many open files for the process"),
         (FaultError("the broker is gone"), 1, "edge-bridge: error: the broker is gone"),
