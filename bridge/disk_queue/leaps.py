@@ -48,7 +48,7 @@ class Leaps:
             self._may_come = early == len(received_at)  # they come in order
 
     def seconds(self, row_id: int) -> float:
-        """Return how far the clock was put forward since this row was stored."""
+        """Return how far the clock was put forward since this row came."""
         return sum(step for newest, step in self._leaps if row_id <= newest)
 
     def _take_back(self, seconds: float) -> None:

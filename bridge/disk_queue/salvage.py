@@ -98,13 +98,13 @@ class Salvager:
         """Return the highest row id given out and the number of rows waiting, by whatever knows more of them."""
         sequences = [record.values for record in self._table("sqlite_sequence")]
         newest = [_count(values[1]) for values in sequences if len(values) > 1 and values[0] == _TABLE]
-        states = [_count(record.values[1]) for record in self._table("edge_state") if len(record.values) > 1]
-        waiting = [number for number in states if number is not None]
+        counts = (_count(record.values[1]) for record in self._table("edge_state") if len(record.values) > 1)
+        waiting = next((count for count in counts if count is not None), None)
         in_file = max((number for number in newest if number is not None and number < _ID_MAX), default=None)
         mark = self._mark
-        if mark and (in_file is None or mark.newest > in_file or not waiting):
+        if mark and (in_file is None or mark.newest > in_file or waiting is None):
             return max(in_file or 0, mark.newest), mark.waiting
-        return in_file, waiting[0] if waiting else None
+        return in_file, waiting
 
     def _table(self, name: str) -> Iterator[Record]:
         return self._pages.table(self._roots.get(name))
